@@ -1,0 +1,153 @@
+"""The CPU backend: generated nogil kernels over the block grid, threads over segments."""
+
+from __future__ import annotations
+
+import os
+import threading
+import types
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel
+from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram
+from nlsq_nb.codegen.module import load
+from nlsq_nb.codegen.skeletons import render
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.sums import Accumulator
+
+__all__ = ["CpuBackend", "CpuKernel", "available_cores"]
+
+Floats = NDArray[np.float64]
+
+
+def available_cores() -> int:
+    """Cores that this process may run on.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class CpuKernel:
+    """Generated modules of one program, loaded when first needed.
+
+    Attributes
+    ----------
+    program : Program or PointProgram
+        What they compute.
+    dtype : numpy.dtype
+        Storage dtype of the columns; sums are float64 always.
+    modules : dict
+        weighted (bool) -> module.
+    """
+
+    program: AnyProgram
+    dtype: np.dtype[Any]
+    modules: dict[bool, types.ModuleType] = field(default_factory=dict)
+
+    def module(self, weighted: bool) -> types.ModuleType:
+        """The module for weighted or unweighted residuals."""
+        if weighted not in self.modules:
+            assert not isinstance(self.program, OpaqueProgram)
+            text = render(self.program, "cpu", weighted)
+            self.modules[weighted] = load(text, _injected(self.program))
+        return self.modules[weighted]
+
+
+def _injected(program: AnyProgram) -> dict[str, Any] | None:
+    """Hand-written scalar functions, compiled so that the kernels can inline them."""
+    if not isinstance(program, PointProgram):
+        return None
+    from numba import njit
+
+    compiled = njit(error_model="numpy")
+    return {"point": compiled(program.point), "jac_point": compiled(program.jac_point)}
+
+
+class CpuBackend:
+    """Reduces chunks on the host.
+
+    Parameters
+    ----------
+    n_threads : int, optional
+        Threads; by default the cores available. Any number gives the same bits.
+    """
+
+    name = "cpu"
+
+    def __init__(self, n_threads: int | None = None) -> None:
+        self.n_threads = n_threads or available_cores()
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._numpy = ReferenceBackend()
+
+    def compile(self, program: AnyProgram, dtype: Any) -> CpuKernel | ReferenceKernel:
+        """Make a kernel; NumPy functions are called as they are. See `Backend.compile`."""
+        if isinstance(program, OpaqueProgram):
+            return self._numpy.compile(program, dtype)
+        return CpuKernel(program, np.dtype(dtype))
+
+    def put(self, chunk: Chunk, dtype: Any) -> Chunk:
+        """The chunk as contiguous columns of the storage dtype; see `Backend.put`."""
+        return self._numpy.put(chunk, dtype)
+
+    def reduce(
+        self, kernel: Any, chunk: Chunk, theta: Floats, order: int, into: Accumulator
+    ) -> None:
+        """Add the chunk's sums; see `Backend.reduce`."""
+        if isinstance(kernel, ReferenceKernel):
+            self._numpy.reduce(kernel, chunk, theta, order, into)
+            return
+        sums = getattr(kernel.module(chunk.w is not None), f"sums{order}")
+        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        pieces = into.pieces(chunk.n_rows)
+        states = [into.new_state(first=index == 0) for index in range(len(pieces))]
+
+        def fold(share: slice) -> None:
+            for (lo, hi), state in zip(pieces[share], states[share], strict=True):
+                sums(lo, hi, *columns, theta, state)
+
+        self._spread(fold, len(pieces))
+        for (lo, hi), state in zip(pieces, states, strict=True):
+            into.add(state, hi - lo)
+
+    def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
+        """JᵀWJ·v over the chunk; see `Backend.matvec`."""
+        if isinstance(kernel, ReferenceKernel):
+            return self._numpy.matvec(kernel, chunk, theta, v)
+        state = np.zeros((2, len(theta)))
+        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        module = kernel.module(chunk.w is not None)
+        module.matvec(0, chunk.n_rows, *columns, theta, v, state)
+        return np.asarray(state[0] + state[1])
+
+    def _spread(self, work: Callable[[slice], None], count: int) -> None:
+        """Run `work` on the slices of range(count), one per thread; inline for one."""
+        threads = min(self.n_threads, count)
+        if threads <= 1:
+            work(slice(0, count))
+            return
+        bounds = np.linspace(0, count, threads + 1).astype(int)
+        shares = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
+            pool = self._pool
+        futures = [pool.submit(work, share) for share in shares[1:]]
+        try:
+            work(shares[0])
+        finally:
+            for future in futures:
+                future.result()

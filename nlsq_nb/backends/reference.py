@@ -1,0 +1,96 @@
+"""The reference backend: NumPy, block by block. Slow, obvious, and the oracle of the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.codegen.evaluate import evaluate
+from nlsq_nb.codegen.ir import AnyProgram
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.sums import Accumulator, add_compensated
+
+__all__ = ["ReferenceBackend", "ReferenceKernel"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceKernel:
+    """A program and the dtype its columns are stored in."""
+
+    program: AnyProgram
+    dtype: np.dtype[Any]
+
+
+class ReferenceBackend:
+    """Evaluates J of a block as a matrix and multiplies it out."""
+
+    name = "reference"
+
+    def compile(self, program: AnyProgram, dtype: Any) -> ReferenceKernel:
+        """Nothing to compile; see `Backend.compile`."""
+        return ReferenceKernel(program, np.dtype(dtype))
+
+    def put(self, chunk: Chunk, dtype: Any) -> Chunk:
+        """The chunk in the storage dtype; see `Backend.put`."""
+
+        def cast(columns: tuple[NDArray[Any], ...]) -> tuple[NDArray[Any], ...]:
+            return tuple(np.ascontiguousarray(column, dtype=dtype) for column in columns)
+
+        w = None if chunk.w is None else cast(chunk.w)
+        return replace(chunk, x=cast(chunk.x), y=cast(chunk.y), w=w)
+
+    def reduce(
+        self, kernel: ReferenceKernel, chunk: Chunk, theta: Floats, order: int, into: Accumulator
+    ) -> None:
+        """Add the chunk's sums; see `Backend.reduce`."""
+        for first, (lo, hi) in enumerate(into.pieces(chunk.n_rows)):
+            state = into.new_state(first == 0)
+            for start in range(lo, hi, BLOCK):
+                sums = _block(kernel.program, chunk, slice(start, min(start + BLOCK, hi)), theta, order)
+                state[0], state[1] = add_compensated(state[0], state[1], sums)
+            into.add(state, hi - lo)
+
+    def matvec(self, kernel: ReferenceKernel, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
+        """JᵀWJ·v over the chunk; see `Backend.matvec`."""
+        total = np.zeros(len(theta))
+        for start in range(0, chunk.n_rows, BLOCK):
+            rows = slice(start, start + BLOCK)
+            _, jac, w = _rows(kernel.program, chunk, rows, theta, derivatives=True)
+            total += np.einsum("mpr,mr->p", jac, w * np.einsum("mpr,p->mr", jac, v))
+        return total
+
+
+def _rows(
+    program: AnyProgram, chunk: Chunk, rows: slice, theta: Floats, *, derivatives: bool
+) -> tuple[Floats, Floats, Floats]:
+    """Residuals (m, r), Jacobian (m, p, r) and weights (m, r) of some rows, in float64."""
+    columns = tuple(x[rows].astype(np.float64, copy=False) for x in chunk.x)
+    y = np.stack([c[rows].astype(np.float64, copy=False) for c in chunk.y])
+    with np.errstate(all="ignore"):
+        r = y - evaluate(program, "values", columns, theta)
+        empty = np.zeros((len(y), 0, y.shape[1]))
+        jac = evaluate(program, "derivatives", columns, theta) if derivatives else empty
+    w = np.ones_like(y) if chunk.w is None else np.stack([c[rows] for c in chunk.w]).astype(float)
+    return r, jac, w
+
+
+def _block(
+    program: AnyProgram, chunk: Chunk, rows: slice, theta: Floats, order: int
+) -> Floats:
+    """The packed sums of one block."""
+    r, jac, w = _rows(program, chunk, rows, theta, derivatives=order > 0)
+    with np.errstate(all="ignore"):
+        parts = [np.array([np.sum(w * r * r)])]
+        flat = np.moveaxis(jac, 1, 0).reshape(jac.shape[1], -1)
+        if order > 0:
+            parts.append(flat @ (w * r).ravel())
+        if order > 1:
+            jtj = flat @ (flat * w.ravel()).T
+            parts.append(jtj[np.triu_indices(len(jtj))])
+    return np.concatenate(parts)

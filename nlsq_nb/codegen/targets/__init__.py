@@ -1,0 +1,1 @@
+"""One module per target, each with a `render` that returns complete module text."""

@@ -1,0 +1,1 @@
+"""Options: flat for users, grouped and frozen for the rooms that read them."""

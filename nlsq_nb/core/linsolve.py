@@ -1,0 +1,62 @@
+"""Solving symmetric positive systems in column-scaled coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+__all__ = ["column_norms", "solve_positive"]
+
+Floats = NDArray[np.float64]
+_EPS = float(np.finfo(np.float64).eps)
+
+
+def column_norms(matrix: Floats) -> Floats:
+    """Square roots of the diagonal: the norms of J's columns when the matrix is JᵀJ.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (p, p)
+        Symmetric, with a diagonal ≥ 0.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+        Norms ≥ 0.
+    """
+    return np.sqrt(np.maximum(np.diagonal(matrix), 0.0))
+
+
+def solve_positive(matrix: Floats, right: Floats, ridge: float = 0.0) -> tuple[Floats, bool]:
+    """Solve `matrix @ u = right` for a matrix with a unit diagonal.
+
+    Cholesky, with one step of iterative refinement; where that fails because the matrix is
+    numerically singular, the minimum-norm solution over the eigenvalues above p·eps of the largest.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (p, p)
+        Symmetric positive semi-definite, column-scaled.
+    right : ndarray, shape (p,)
+        Right-hand side.
+    ridge : float
+        Added to the kept eigenvalues of a singular matrix, relative to the largest.
+
+    Returns
+    -------
+    tuple of (ndarray of shape (p,), bool)
+        The solution, and whether the matrix was regular.
+    """
+    try:
+        factor = linalg.cho_factor(matrix, lower=True, check_finite=False)
+        if np.min(np.diagonal(factor[0])) > np.sqrt(len(right) * _EPS):
+            u = linalg.cho_solve(factor, right, check_finite=False)
+            return u + linalg.cho_solve(factor, right - matrix @ u, check_finite=False), True
+    except linalg.LinAlgError:
+        pass
+    values, vectors = linalg.eigh(matrix, check_finite=False)
+    keep = values > len(right) * _EPS * max(values[-1], _EPS)
+    inverse = np.zeros_like(values)
+    inverse[keep] = 1.0 / (values[keep] + ridge * values[-1])
+    return vectors @ (inverse * (vectors.T @ right)), False

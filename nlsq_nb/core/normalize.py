@@ -1,0 +1,119 @@
+"""The affine map θ = S z + o between physical and normalised parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nlsq_nb.errors import ConfigError
+
+__all__ = ["STRATEGIES", "ParameterNormalizer"]
+
+Floats = NDArray[np.float64]
+STRATEGIES = ("auto", "bounds", "p0", "none")
+
+
+class ParameterNormalizer:
+    """Scales and offsets of the parameters.
+
+    bounds: S = ub − lb, o = lb where both are finite and differ, else that entry falls to the p0
+    rule; p0: S = |p0|, o = 0, and S = 1 where p0 = 0; none: S = 1, o = 0; auto: as bounds.
+
+    Parameters
+    ----------
+    p0 : array_like, shape (p,)
+        Starting point.
+    bounds : (array_like, array_like), optional
+        Lower and upper bounds, ±inf allowed.
+    strategy : {"auto", "bounds", "p0", "none"}
+        Where the scales come from.
+
+    Attributes
+    ----------
+    strategy : str
+        As given.
+    scales, offsets : ndarray, shape (p,)
+        S and o.
+    original_bounds : (ndarray, ndarray) or None
+        As given.
+    n_params : int
+        p.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown strategy.
+    """
+
+    def __init__(self, p0: ArrayLike, bounds: Any = None, strategy: str = "auto") -> None:
+        if strategy not in STRATEGIES:
+            raise ConfigError(
+                f"normalization_strategy={strategy!r}; choose one of {', '.join(STRATEGIES)}"
+            )
+        start = np.atleast_1d(np.asarray(p0, dtype=np.float64))
+        self.strategy = strategy
+        self.n_params = len(start)
+        self.scales = np.ones(self.n_params)
+        self.offsets = np.zeros(self.n_params)
+        self.original_bounds: tuple[Floats, Floats] | None = None
+        if strategy != "none":
+            self.scales = np.where(start != 0.0, np.abs(start), 1.0)
+        if bounds is not None:
+            lower, upper = (np.broadcast_to(np.asarray(b, float), start.shape) for b in bounds)
+            self.original_bounds = (lower.copy(), upper.copy())
+            if strategy in ("auto", "bounds"):
+                with np.errstate(invalid="ignore", over="ignore"):
+                    width = upper - lower
+                boxed = np.isfinite(width) & (width > 0.0)
+                self.scales = np.where(boxed, width, self.scales)
+                self.offsets = np.where(boxed, lower, 0.0)
+
+    @property
+    def normalization_jacobian(self) -> Floats:
+        """dθ/dz, diagonal, shape (p, p)."""
+        return np.diag(self.scales)
+
+    def normalize(self, theta: ArrayLike) -> Floats:
+        """Physical → normalised.
+
+        Parameters
+        ----------
+        theta : array_like, shape (p,)
+            Physical parameters.
+
+        Returns
+        -------
+        ndarray, shape (p,)
+            z = (θ − o) / S.
+        """
+        return np.asarray((np.asarray(theta, float) - self.offsets) / self.scales)
+
+    def denormalize(self, z: ArrayLike) -> Floats:
+        """Normalised → physical.
+
+        Parameters
+        ----------
+        z : array_like, shape (p,)
+            Normalised parameters.
+
+        Returns
+        -------
+        ndarray, shape (p,)
+            θ = S z + o.
+        """
+        return np.asarray(np.asarray(z, float) * self.scales + self.offsets)
+
+    def transform_bounds(self) -> tuple[Floats, Floats] | None:
+        """The bounds in z.
+
+        Returns
+        -------
+        (ndarray, ndarray) or None
+            Lower and upper, or None when there are none.
+        """
+        if self.original_bounds is None:
+            return None
+        lower, upper = self.original_bounds
+        return self.normalize(lower), self.normalize(upper)

@@ -1,0 +1,191 @@
+"""`NormalSums`: cost, gradient and JᵀWJ of some rows, as one compensated monoid.
+
+Every partial result (a segment of blocks, a device, a worker, a penalty) is a `NormalSums`, and
+`+` is the only way they meet. A sum is kept as high + low (two-sum, Knuth, TAOCP vol. 2, §4.2.2),
+so its error does not grow with the number of parts. Bits depend on the order of addition only;
+that order is fixed by the grid: blocks within a segment, then segments, both by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.layout import SEGMENT, sums_size
+
+__all__ = ["Accumulator", "NormalSums", "add_compensated"]
+
+Floats = NDArray[np.float64]
+
+
+def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, Floats]:
+    """One step of compensated summation: the new (high, low).
+
+    Parameters
+    ----------
+    high, low : ndarray
+        Running sum and what rounding left out of it.
+    value : ndarray
+        What to add.
+
+    Returns
+    -------
+    tuple of ndarray
+        The new pair; `high + low + value` up to the rounding of the low part.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = high + value
+        part = total - high
+        return total, low + ((high - (total - part)) + (value - part))
+
+
+@dataclass(frozen=True, slots=True)
+class NormalSums:
+    """Sums over rows at one point of parameter space.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows summed (residuals are m times as many for m outputs).
+    n_params : int
+        p.
+    order : int
+        0 sse; 1 also the gradient; 2 also JᵀWJ.
+    high, low : ndarray, shape (sums_size(p, order),)
+        Packed as in `core.layout`; the value is high + low.
+    """
+
+    n_rows: int
+    n_params: int
+    order: int
+    high: Floats
+    low: Floats
+
+    @classmethod
+    def zero(cls, n_params: int, order: int) -> NormalSums:
+        """The neutral element."""
+        size = sums_size(n_params, order)
+        return cls(0, n_params, order, np.zeros(size), np.zeros(size))
+
+    @classmethod
+    def from_arrays(
+        cls, sse: float, jtr: Floats, jtj: Floats, n_rows: int = 0
+    ) -> NormalSums:
+        """Sums of order 2 from plain arrays: penalties, tests."""
+        p = len(jtr)
+        high = np.concatenate([[sse], jtr, jtj[np.triu_indices(p)]])
+        return cls(n_rows, p, 2, high, np.zeros_like(high))
+
+    def __add__(self, other: NormalSums) -> NormalSums:
+        """Sums over the rows of both; the result has the smaller order."""
+        order = min(self.order, other.order)
+        size = sums_size(self.n_params, order)
+        high, low = add_compensated(self.high[:size], self.low[:size], other.high[:size])
+        return NormalSums(
+            self.n_rows + other.n_rows, self.n_params, order, high, low + other.low[:size]
+        )
+
+    @property
+    def packed(self) -> Floats:
+        """All sums, rounded to float64."""
+        # where high is infinite, low is nan from inf - inf; the infinity is the answer
+        return np.where(np.isfinite(self.high), self.high + self.low, self.high)
+
+    @property
+    def sse(self) -> float:
+        """Σ w r²."""
+        return float(self.packed[0])
+
+    @property
+    def jtr(self) -> Floats:
+        """JᵀWr, shape (p,): minus half the gradient of the sse, as r = y − f."""
+        return self.packed[1 : 1 + self.n_params]
+
+    @property
+    def jtj(self) -> Floats:
+        """JᵀWJ, shape (p, p), symmetric."""
+        p = self.n_params
+        matrix = np.zeros((p, p))
+        rows, columns = np.triu_indices(p)
+        matrix[rows, columns] = self.packed[1 + p :]
+        matrix[columns, rows] = self.packed[1 + p :]
+        return matrix
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every sum is a finite number."""
+        return bool(np.isfinite(self.packed).all())
+
+
+class Accumulator:
+    """Collects one pass in row order, whatever chunks the rows come in.
+
+    Attributes
+    ----------
+    position : int
+        Rows taken so far.
+    open : ndarray, shape (2, size)
+        High and low sums of the segment that is not complete yet; a backend continues it in place.
+    """
+
+    def __init__(self, n_params: int, order: int) -> None:
+        self._total = NormalSums.zero(n_params, order)
+        self.position = 0
+        self.open = np.zeros((2, sums_size(n_params, order)))
+
+    def pieces(self, rows: int) -> list[tuple[int, int]]:
+        """Split the next `rows` rows at segment boundaries.
+
+        Parameters
+        ----------
+        rows : int
+            Rows of the next chunk.
+
+        Returns
+        -------
+        list of (int, int)
+            Bounds relative to the chunk; only the first can continue the open segment.
+        """
+        bounds, lo = [], 0
+        while lo < rows:
+            hi = min(rows, lo + SEGMENT - (self.position + lo) % SEGMENT)
+            bounds.append((lo, hi))
+            lo = hi
+        return bounds
+
+    def new_state(self, first: bool) -> Floats:
+        """The state that a piece is folded into: the open segment for the first, else zeros."""
+        return self.open if first else np.zeros_like(self.open)
+
+    def add(self, state: Floats, rows: int) -> None:
+        """Take the next piece, in row order.
+
+        Parameters
+        ----------
+        state : ndarray, shape (2, size)
+            What `new_state` gave, folded by the backend.
+        rows : int
+            Rows of the piece.
+        """
+        self.position += rows
+        self.open = state
+        if self.position % SEGMENT == 0:
+            self._close()
+
+    def add_whole(self, sums: NormalSums) -> None:
+        """Take a chunk that a device has already reduced in its own fixed order."""
+        self.position += sums.n_rows
+        self._total = self._total + sums
+
+    def result(self) -> NormalSums:
+        """The sums of everything taken."""
+        self._close()
+        return replace(self._total, n_rows=self.position)
+
+    def _close(self) -> None:
+        zero = self._total
+        segment = NormalSums(0, zero.n_params, zero.order, self.open[0], self.open[1])
+        self._total = zero + segment
+        self.open = np.zeros_like(self.open)

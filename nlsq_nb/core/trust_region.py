@@ -1,0 +1,186 @@
+"""The Levenberg–Marquardt step on the sums, within a trust region and bounds.
+
+The subproblem is min ½ δᵀHδ − gᵀδ subject to ‖Dδ‖ ≤ Δ and lower ≤ δ ≤ upper, solved in coordinates
+where H has a unit diagonal. D holds the largest column norms met so far (Moré 1978, "The
+Levenberg–Marquardt algorithm: implementation and theory", §6), so a badly scaled parameter is
+rescaled by the data instead of by its starting value. The damping comes from the secular equation
+1/Δ = 1/‖Dδ(λ)‖ by Newton's method (Hebden; Moré §5). Bounds are an active set on the damped quadratic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+
+from nlsq_nb.core.linsolve import column_norms, solve_positive
+
+__all__ = ["Step", "next_radius", "trust_region_step"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A trial step.
+
+    Attributes
+    ----------
+    delta : ndarray, shape (p,)
+        Change of the parameters; zero where a parameter is held.
+    norm : float
+        ‖D delta‖.
+    damping : float
+        λ; zero for a full Gauss–Newton step.
+    slope : float
+        gᵀ delta: half the rate at which the sse falls at the start of the step.
+    predicted : float
+        Reduction of the sse that the quadratic model promises.
+    """
+
+    delta: Floats
+    norm: float
+    damping: float
+    slope: float
+    predicted: float
+
+
+def trust_region_step(
+    h: Floats, g: Floats, scale: Floats, radius: float, room: tuple[Floats, Floats], ridge: float
+) -> Step:
+    """Solve the subproblem by a primal active-set method on the damped quadratic.
+
+    Parameters
+    ----------
+    h : ndarray, shape (p, p)
+        JᵀWJ of the parameters that may move.
+    g : ndarray, shape (p,)
+        JᵀWr.
+    scale : ndarray, shape (p,)
+        D, ≥ the column norms.
+    radius : float
+        Δ > 0; inf for a full step.
+    room : tuple of ndarray
+        Lowest and highest delta that the bounds allow, lower ≤ 0 ≤ upper.
+    ridge : float
+        Relative ridge on a numerically singular system.
+
+    Returns
+    -------
+    Step
+        The trial step; parameters without influence (zero column) stay.
+    """
+    lower, upper = room
+    useful = column_norms(h) > 0.0
+    free = useful & ~((lower == 0.0) & (g < 0.0)) & ~((upper == 0.0) & (g > 0.0))
+    delta = np.zeros_like(g)
+    damping: float | None = None
+    for _ in range(3 * len(g) + 3):
+        right = g[free] - h[np.ix_(free, ~free)] @ delta[~free]
+        target, damping = _unbounded(
+            h[np.ix_(free, free)], right, scale[free], radius, ridge, damping
+        )
+        way = np.zeros_like(g)
+        way[free] = target - delta[free]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(way > 0.0, (upper - delta) / way, (lower - delta) / way)
+        share = np.where(way == 0.0, np.inf, share)
+        stop = int(np.argmin(share)) if len(share) else 0
+        if len(share) and share[stop] < 1.0:  # hold the parameter that its bound stops first
+            delta = delta + share[stop] * way
+            delta[stop] = upper[stop] if way[stop] > 0.0 else lower[stop]
+            free[stop] = False
+            continue
+        delta = delta + way
+        pull = g - h @ delta - damping * scale**2 * delta  # multipliers of the held parameters
+        inward = np.where(delta == upper, -pull, np.where(delta == lower, pull, 0.0))
+        inward = np.where(useful & ~free, inward / np.where(scale > 0.0, scale, 1.0), 0.0)
+        worst = int(np.argmax(inward)) if len(inward) else 0
+        if not len(inward) or inward[worst] <= 1e-14 * np.linalg.norm(g / np.where(scale > 0, scale, 1)):
+            break
+        free[worst] = True
+    return Step(
+        delta,
+        float(np.linalg.norm(scale * delta)),
+        damping or 0.0,
+        float(g @ delta),
+        float(2.0 * g @ delta - delta @ h @ delta),
+    )
+
+
+def _unbounded(
+    h: Floats, g: Floats, scale: Floats, radius: float, ridge: float, damping: float | None
+) -> tuple[Floats, float]:
+    """Step and λ without bounds; a given λ is used as it is."""
+    if not len(g):
+        return g, damping or 0.0
+    norms = column_norms(h)
+    unit, right, q = h / np.outer(norms, norms), g / norms, scale / norms
+    np.fill_diagonal(unit, 1.0)
+    if not damping:
+        u, _ = solve_positive(unit, right, ridge)
+        if damping == 0.0 or np.linalg.norm(q * u) <= 1.1 * radius:
+            return u / norms, 0.0
+        damping = _secular(unit, right, q, radius, u)
+    u = _damped(unit, right, q, damping)[0]
+    return u / norms, damping
+
+
+def _damped(unit: Floats, right: Floats, q: Floats, damping: float) -> tuple[Floats, Floats]:
+    """The step for λ and its lower Cholesky factor."""
+    factor = linalg.cholesky(unit + np.diag(damping * q * q), lower=True, check_finite=False)
+    return linalg.cho_solve((factor, True), right, check_finite=False), factor
+
+
+def _secular(unit: Floats, right: Floats, q: Floats, radius: float, full: Floats) -> float:
+    """λ with ‖q·u(λ)‖ = radius to ten per cent, safeguarded Newton."""
+    low, high = 0.0, float(np.linalg.norm(right / q)) / radius
+    damping = max(1e-3 * high, high * radius / max(float(np.linalg.norm(q * full)), radius))
+    damping = min(damping, high)
+    for _ in range(30):
+        try:
+            u, factor = _damped(unit, right, q, damping)
+        except linalg.LinAlgError:  # still singular: more damping
+            low, damping = damping, max(np.sqrt(damping * high), 10.0 * damping)
+            continue
+        norm = float(np.linalg.norm(q * u))
+        if abs(norm - radius) <= 0.1 * radius:
+            break
+        low, high = (damping, high) if norm > radius else (low, damping)
+        slope = linalg.solve_triangular(factor, q * q * u, lower=True, check_finite=False)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            damping += float((norm / radius - 1.0) * norm * norm / (slope @ slope))
+        if not low < damping < high:
+            damping = float(np.sqrt(max(low, 1e-3 * high) * high))
+    return float(damping)
+
+
+def next_radius(radius: float, step: Step, actual: float) -> float:
+    """The radius after a trial (Moré 1978, §4, as in MINPACK's lmder).
+
+    Parameters
+    ----------
+    radius : float
+        Radius of the trial.
+    step : Step
+        The trial step.
+    actual : float
+        Reduction of the sse that the trial brought; −inf for a non-finite trial.
+
+    Returns
+    -------
+    float
+        The new radius.
+    """
+    ratio = actual / step.predicted if step.predicted > 0.0 else -np.inf
+    if ratio <= 0.25:
+        # minimum of the parabola through the old cost, its slope and the new cost
+        curved = step.slope - 0.5 * actual
+        shrink = 0.5 if actual >= 0.0 else 0.5 * step.slope / curved
+        reach = min(radius, 10.0 * step.norm) if step.norm > 0.0 else radius
+        return max(float(np.clip(shrink, 0.1, 0.5)) * reach, float(np.finfo(np.float64).tiny))
+    if step.norm > 0.0 and (step.damping == 0.0 or ratio >= 0.75):
+        return 2.0 * step.norm
+    return radius

@@ -1,0 +1,150 @@
+"""Variable projection on the sums: the parameters that enter linearly are eliminated.
+
+At a point (α, c) of a model linear in c, one pass gives H and g; the best c for this α and its cost
+follow without another pass, since the cost is exactly quadratic in c. A Gauss–Newton step on the
+reduced functional of α uses the Schur complement of H (Golub & Pereyra 1973, SIAM J. Numer. Anal. 10,
+413; Kaufman 1975, BIT 15, 49: the term with the derivative of the projector is dropped).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.linsolve import column_norms, solve_positive
+from nlsq_nb.core.trust_region import Step, trust_region_step
+
+__all__ = ["reduced_norms", "reduced_step", "relax"]
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+Room = tuple[Floats, Floats]
+
+
+def relax(h: Floats, g: Floats, linear: Mask, room: Room, ridge: float) -> Step:
+    """The best change of the linear parameters alone, within their bounds.
+
+    Parameters
+    ----------
+    h, g : ndarray, shape (p, p) and (p,)
+        JᵀWJ and JᵀWr.
+    linear : ndarray of bool, shape (p,)
+        The linear parameters.
+    room : tuple of ndarray
+        Lowest and highest change that the bounds allow.
+    ridge : float
+        Relative ridge where their block is numerically singular.
+
+    Returns
+    -------
+    Step
+        `delta` (p,), zero at the others; `predicted` is the exact reduction of the sse.
+    """
+    delta = np.zeros_like(g)
+    if not linear.any():
+        return Step(delta, 0.0, 0.0, 0.0, 0.0)
+    part = trust_region_step(
+        h[np.ix_(linear, linear)],
+        g[linear],
+        column_norms(h)[linear],
+        np.inf,
+        (room[0][linear], room[1][linear]),
+        ridge,
+    )
+    delta[linear] = part.delta
+    return replace(part, delta=delta)
+
+
+def reduced_step(
+    h: Floats,
+    g: Floats,
+    scale: Floats,
+    radius: float,
+    room: Room,
+    ridge: float,
+    linear: Mask,
+) -> Step:
+    """A step whose trust region limits the nonlinear parameters only.
+
+    Parameters
+    ----------
+    h, g : ndarray, shape (p, p) and (p,)
+        JᵀWJ and JᵀWr.
+    scale : ndarray, shape (p,)
+        D; its entries at linear parameters are not used.
+    radius : float
+        Δ; inf for the full Gauss–Newton step of all parameters.
+    room : tuple of ndarray
+        Lowest and highest change that the bounds allow.
+    ridge : float
+        Relative ridge where the matrix is numerically singular.
+    linear : ndarray of bool, shape (p,)
+        The linear parameters; with none this is `trust_region_step`.
+
+    Returns
+    -------
+    Step
+        `norm` is ‖Dδ‖ over the nonlinear parameters; `slope` and `predicted` count from the point
+        whose linear parameters are relaxed already.
+    """
+    if not linear.any() or linear.all():  # a linear model is its own quadratic: no radius needed
+        limit = np.inf if linear.all() else radius
+        return trust_region_step(h, g, scale, limit, room, ridge)
+    start = relax(h, g, linear, room, ridge)
+    moved = g - h @ start.delta  # the gradient vector after relaxing
+    left = (room[0] - start.delta, room[1] - start.delta)
+    inner = linear & (left[0] < 0.0) & (left[1] > 0.0)  # linear ones that no bound holds
+    outer = ~linear
+    schur = _schur(h, inner, outer, ridge)
+    part = trust_region_step(
+        schur, moved[outer], scale[outer], radius, (left[0][outer], left[1][outer]), ridge
+    )
+    delta = np.zeros_like(g)
+    delta[outer] = part.delta
+    follow = relax(h, moved - h @ delta, linear, left, ridge)
+    delta = delta + follow.delta
+    predicted = float(2.0 * moved @ delta - delta @ h @ delta)
+    return Step(start.delta + delta, part.norm, part.damping, float(moved @ delta), predicted)
+
+
+def reduced_norms(h: Floats, linear: Mask, ridge: float) -> Floats:
+    """Column norms of the reduced Jacobian of the nonlinear parameters, of J for the linear ones.
+
+    Parameters
+    ----------
+    h : ndarray, shape (p, p)
+        JᵀWJ.
+    linear : ndarray of bool, shape (p,)
+        The linear parameters.
+    ridge : float
+        Relative ridge where their block is numerically singular.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+        Norms ≥ 0.
+    """
+    norms = column_norms(h)
+    if linear.any() and not linear.all():
+        norms[~linear] = column_norms(_schur(h, linear, ~linear, ridge))
+    return norms
+
+
+def _schur(h: Floats, inner: Mask, outer: Mask, ridge: float) -> Floats:
+    """H_oo − H_oi H_ii⁻¹ H_io, with the inner block column-scaled."""
+    block = h[np.ix_(outer, outer)]
+    norms = column_norms(h)
+    inner = inner & (norms > 0.0)
+    if not inner.any():
+        return block
+    scaled = h[np.ix_(inner, inner)] / np.outer(norms[inner], norms[inner])
+    np.fill_diagonal(scaled, 1.0)
+    coupling = h[np.ix_(inner, outer)] / norms[inner][:, None]
+    solved = np.column_stack([solve_positive(scaled, column, ridge)[0] for column in coupling.T])
+    schur = block - coupling.T @ solved
+    schur = 0.5 * (schur + schur.T)
+    floor = len(norms) * np.finfo(np.float64).eps * np.diagonal(block)
+    np.fill_diagonal(schur, np.maximum(np.diagonal(schur), floor))
+    return schur

@@ -1,0 +1,1 @@
+"""Models: text, SymPy expressions and Python functions turned into programs."""

@@ -1,0 +1,103 @@
+"""Models as plain data: names and graph nodes, no code, read back through checked constructors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nlsq_nb.codegen.graph import Graph
+from nlsq_nb.errors import ModelError
+from nlsq_nb.models.names import checked_names
+
+__all__ = ["Definition", "from_data", "to_data"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """An expression and its names.
+
+    Attributes
+    ----------
+    graph : Graph
+        Holds the outputs.
+    roots : tuple of int, length m
+        Output nodes.
+    x, params : tuple of str
+        Names of the independent variables and of the parameters.
+    name : str or None
+        What reports call the model.
+    """
+
+    graph: Graph
+    roots: tuple[int, ...]
+    x: tuple[str, ...]
+    params: tuple[str, ...]
+    name: str | None
+
+
+def to_data(definition: Definition) -> dict[str, Any]:
+    """A definition as JSON-ready data.
+
+    Parameters
+    ----------
+    definition : Definition
+        What to store.
+
+    Returns
+    -------
+    dict
+        Read back by `from_data`.
+    """
+    keep = max(definition.roots) + 1  # derivatives stand behind the roots and are made anew
+    nodes = definition.graph.nodes[:keep]
+    return {
+        "format": _FORMAT,
+        "name": definition.name,
+        "x": list(definition.x),
+        "params": list(definition.params),
+        "nodes": [[node.op, list(node.args), list(node.numbers)] for node in nodes],
+        "roots": list(definition.roots),
+    }
+
+
+def from_data(data: Mapping[str, Any]) -> Definition:
+    """Read `to_data`'s data; every node is rebuilt and checked.
+
+    Parameters
+    ----------
+    data : mapping
+        What `to_data` returned.
+
+    Returns
+    -------
+    Definition
+        An equal definition.
+
+    Raises
+    ------
+    ModelError
+        When the data do not describe a model.
+    """
+    try:
+        if data["format"] != _FORMAT:
+            raise ModelError(f"model format {data['format']!r} is not known here")
+        x, params = checked_names(data["x"], "x"), checked_names(data["params"], "params")
+        limits = {"x": len(x), "p": len(params)}
+        graph, made = Graph(), list[int]()
+        for op, args, numbers in data["nodes"]:
+            if not all(0 <= int(arg) < len(made) for arg in args):
+                raise ModelError("the stored model refers to a node that does not exist")
+            if op in limits and not 0 <= int(numbers[0]) < limits[op]:
+                raise ModelError("the stored model refers to a name that does not exist")
+            made.append(graph.rebuild(str(op), [made[int(arg)] for arg in args], numbers))
+        if not all(0 <= root < len(made) for root in data["roots"]) or not data["roots"]:
+            raise ModelError("the stored model refers to a node that does not exist")
+        roots = tuple(made[root] for root in data["roots"])
+        return Definition(graph, roots, x, params, data["name"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"the stored data do not describe a model: {error!r}") from None

@@ -1,0 +1,195 @@
+"""The objective: kernel × engine × source, evaluated at (theta, order)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.codegen.evaluate import evaluate
+from nlsq_nb.codegen.ir import AnyProgram
+from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.errors import DataError, NumericsError
+from nlsq_nb.protocols import Engine, Source
+
+__all__ = ["DataObjective", "DataSummary", "require_finite", "summarize"]
+
+Floats = NDArray[np.float64]
+_SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
+
+
+class DataObjective:
+    """Sums over the data at a point; counts the passes.
+
+    Parameters
+    ----------
+    engine : Engine
+        Runs a pass.
+    n_params : int
+        p.
+    """
+
+    def __init__(self, engine: Engine, n_params: int) -> None:
+        self._engine = engine
+        self.n_params = n_params
+        self.passes = 0
+
+    def __call__(self, theta: Floats, order: int) -> NormalSums:
+        """One pass over the data; see `Objective`."""
+        self.passes += 1
+        return self._engine.run(np.ascontiguousarray(theta, dtype=np.float64), order)
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """What one pass over the data alone tells.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows n.
+    n_residuals : int
+        n times the number of outputs.
+    signal : float
+        Σ w y².
+    spread : float
+        Σ w (y − mean)², the sse of a constant.
+    """
+
+    n_rows: int
+    n_residuals: int
+    signal: float
+    spread: float
+
+
+def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSummary:
+    """Scan the data once.
+
+    Parameters
+    ----------
+    source : Source
+        The rows.
+    variables : sequence of str
+        Names of the independent variables, for messages.
+    check : bool
+        Whether non-finite values are refused.
+
+    Returns
+    -------
+    DataSummary
+        Counts and moments.
+
+    Raises
+    ------
+    DataError
+        Names the column and the first row with a non-finite value.
+    """
+    rows = residuals = 0
+    moments = _Moments()
+    labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
+    for chunk in source.chunks():
+        if check:
+            named = [*labels, *["ydata"] * len(chunk.y)]
+            for label, column in zip(named, (*chunk.x, *chunk.y), strict=True):
+                _require_finite_column(label, column, chunk.start)
+        for k, y in enumerate(chunk.y):
+            moments.add(y, None if chunk.w is None else chunk.w[k])
+            residuals += len(y)
+        rows += chunk.n_rows
+    return DataSummary(rows, residuals, moments.signal, moments.spread)
+
+
+class _Moments:
+    """Σ w y² and Σ w (y − mean)², merged block by block so that chunks do not show in the bits."""
+
+    def __init__(self) -> None:
+        self.signal = self.spread = 0.0
+        self._weight = self._mean = 0.0
+
+    def add(self, y: NDArray[Any], w: NDArray[Any] | None) -> None:
+        """Take the rows of a chunk, which starts on a block boundary."""
+        for lo in range(0, len(y), _SCAN):
+            part = slice(lo, lo + _SCAN)
+            values = y[part].astype(np.float64, copy=False)
+            weights = np.ones(len(values)) if w is None else w[part].astype(np.float64, copy=False)
+            whole = len(values) // BLOCK * BLOCK
+            with np.errstate(all="ignore"):
+                self._blocks(values[:whole].reshape(-1, BLOCK), weights[:whole].reshape(-1, BLOCK))
+                self._blocks(values[whole:].reshape(1, -1), weights[whole:].reshape(1, -1))
+
+    def _blocks(self, y: Floats, w: Floats) -> None:
+        if not y.size:
+            return
+        total, first = w.sum(axis=1), (w * y).sum(axis=1)
+        mean = first / total
+        spread = (w * (y - mean[:, None]) ** 2).sum(axis=1)
+        signal = (w * y * y).sum(axis=1)
+        for n, m, ss, s in zip(*map(np.ndarray.tolist, (total, mean, spread, signal)), strict=True):
+            # merging two groups of rows: Chan, Golub & LeVeque 1983, Am. Stat. 37, 242
+            both = self._weight + n
+            self.spread += ss + (m - self._mean) ** 2 * self._weight * n / both
+            self._mean += (m - self._mean) * n / both
+            self._weight = both
+            self.signal += s
+
+
+def _require_finite_column(label: str, column: NDArray[Any], start: int) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(column)):  # one non-finite value would show in the sum
+            return
+    bad = np.flatnonzero(~np.isfinite(column))
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{label} contains a non-finite value, {column[row]} at row {start + row}; remove such "
+            "rows or pass nan_policy='omit'"
+        )
+
+
+def require_finite(
+    program: AnyProgram, source: Source, theta: Floats, params: Sequence[str]
+) -> None:
+    """Explain why the sums at the start are not finite.
+
+    Parameters
+    ----------
+    program : AnyProgram
+        The model.
+    source : Source
+        The rows.
+    theta : ndarray, shape (p,)
+        The start.
+    params : sequence of str
+        Parameter names.
+
+    Raises
+    ------
+    NumericsError
+        Names the first row where the model, a derivative or a square is not finite.
+    """
+    start = ", ".join(f"{name}={value:g}" for name, value in zip(params, theta, strict=True))
+    for chunk in source.chunks():
+        columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
+        f = evaluate(program, "values", columns, theta)
+        jac = evaluate(program, "derivatives", columns, theta)
+        bad = np.flatnonzero(~np.isfinite(f).all(axis=0))
+        if len(bad):
+            row = int(bad[0])
+            x = ", ".join(f"{c[row]:g}" for c in columns)
+            raise NumericsError(
+                f"the model is not finite at row {chunk.start + row} (x = {x}) for p0 {start}; "
+                "choose another p0"
+            )
+        where = np.argwhere(~np.isfinite(jac))
+        if len(where):
+            _, k, row = (int(v) for v in where[np.argmin(where[:, 2])])
+            x = ", ".join(f"{c[row]:g}" for c in columns)
+            raise NumericsError(
+                f"the derivative by parameter {params[k]!r} is not finite at row "
+                f"{chunk.start + row} (x = {x}) for p0 {start}; choose another p0"
+            )
+    raise NumericsError(f"the sum of squares overflows for p0 {start}; choose another p0")

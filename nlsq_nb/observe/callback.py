@@ -1,0 +1,40 @@
+"""The user's callback as a subscriber to events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nlsq_nb.errors import StopFit
+from nlsq_nb.events import Event, StepDone
+
+__all__ = ["CallbackObserver"]
+
+
+class CallbackObserver:
+    """Calls `callback(params, loss, iteration)` in physical units.
+
+    Parameters
+    ----------
+    callback : callable
+        Receives a copy of the parameters (p,), the sse, and a rising iteration count. Returning
+        True, or raising `StopFit`, ends the fit with the best point.
+    every : int
+        Iterations between calls; the first iteration is always told.
+    """
+
+    def __init__(self, callback: Callable[..., Any], every: int) -> None:
+        self._callback = callback
+        self._every = every
+        self._count = 0
+
+    def __call__(self, event: Event) -> None:
+        """Receive an event."""
+        if not isinstance(event, StepDone):
+            return
+        self._count += 1
+        due = (self._count - 1) % self._every == 0
+        if due and self._callback(np.array(event.theta), event.sse, self._count) is True:
+            raise StopFit

@@ -1,0 +1,1 @@
+"""The phases of a fit as pure steps on frozen states, and the one loop that runs them."""

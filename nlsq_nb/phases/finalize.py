@@ -1,0 +1,71 @@
+"""Phase 3: uncertainties of the solution in physical units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.covariance import Covariance, covariance
+from nlsq_nb.phases.state import FitState
+
+__all__ = ["Outcome", "finalize"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The numbers of a finished fit.
+
+    Attributes
+    ----------
+    state : FitState
+        The last state.
+    covariance : Covariance
+        pcov and what is undetermined.
+    active : ndarray of int, shape (p,)
+        −1 on the lower bound, 1 on the upper, 0 inside, as SciPy's active_mask.
+    dof : int
+        Residuals minus free parameters.
+    """
+
+    state: FitState
+    covariance: Covariance
+    active: NDArray[np.int_]
+    dof: int
+
+
+def finalize(state: FitState, n_residuals: int, absolute_sigma: bool) -> Outcome:
+    """Covariance at the solution.
+
+    The kernels work in physical parameters, so H needs no transform by S here; inverting it
+    column-scaled gives the same numbers as S (S H S)⁻¹ S for any S.
+
+    Parameters
+    ----------
+    state : FitState
+        The last state of phase 2, with sums of order 2.
+    n_residuals : int
+        Rows times outputs.
+    absolute_sigma : bool
+        Whether sigma is taken as it is (σ² = 1) instead of σ² = SSE/(n − p).
+
+    Returns
+    -------
+    Outcome
+        With infinite variances where there are no degrees of freedom.
+    """
+    assert state.sums is not None
+    # p counts every parameter, fixed ones aside, as degrees of freedom are counted elsewhere
+    dof = n_residuals - int(state.free.sum())
+    variance = 1.0 if absolute_sigma else (state.sums.sse / dof if dof > 0 else np.inf)
+    at_lower = (state.theta == state.lower) & state.free
+    at_upper = (state.theta == state.upper) & state.free
+    return Outcome(
+        state,
+        covariance(state.sums.jtj, state.free, variance),
+        at_upper.astype(int) - at_lower.astype(int),
+        dof,
+    )

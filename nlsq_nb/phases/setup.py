@@ -1,0 +1,74 @@
+"""Phase 0: the first state of a fit, in normalised parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.normalize import ParameterNormalizer
+from nlsq_nb.errors import DataError
+from nlsq_nb.phases.state import FitState
+
+__all__ = ["setup"]
+
+Floats = NDArray[np.float64]
+
+
+def setup(
+    theta: Floats,
+    bounds: tuple[Floats, Floats],
+    names: tuple[str, ...],
+    linear: tuple[str, ...],
+    signal: float,
+    strategy: str,
+) -> FitState:
+    """Check the start against the bounds and normalise it.
+
+    Parameters
+    ----------
+    theta : ndarray, shape (p,)
+        Starting point, physical units.
+    bounds : tuple of ndarray, each (p,)
+        Lower and upper bounds, ±inf for none.
+    names : tuple of str, length p
+        Parameter names.
+    linear : tuple of str
+        Parameters to eliminate by variable projection.
+    signal : float
+        Σ w y².
+    strategy : str
+        Normalisation strategy.
+
+    Returns
+    -------
+    FitState
+        Ready for the next phase; fixed parameters (lower == upper) are not free.
+
+    Raises
+    ------
+    DataError
+        When bounds cross or the start is outside or not finite, naming the parameter.
+    """
+    lower, upper = bounds
+    for k, name in enumerate(names):
+        if not np.isfinite(theta[k]):
+            raise DataError(f"p0 of parameter {name!r} is {theta[k]}; give a finite start")
+        if not lower[k] <= upper[k]:
+            raise DataError(
+                f"bounds of parameter {name!r}: lower {lower[k]} is not below upper {upper[k]}"
+            )
+        if not lower[k] <= theta[k] <= upper[k]:
+            raise DataError(
+                f"`x0` is infeasible: p0 of parameter {name!r} is {theta[k]}, outside its bounds "
+                f"[{lower[k]}, {upper[k]}]"
+            )
+    free = lower < upper
+    return FitState(
+        theta=theta,
+        normalizer=ParameterNormalizer(theta, bounds, strategy),
+        lower=lower,
+        upper=upper,
+        free=free,
+        linear=np.array([name in linear for name in names]) & free,
+        signal=signal,
+    )

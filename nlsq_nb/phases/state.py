@@ -1,0 +1,86 @@
+"""The frozen states that phases hand on, and the reasons for which a fit ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.normalize import ParameterNormalizer
+from nlsq_nb.core.sums import NormalSums
+
+__all__ = ["FitState", "StopReason"]
+
+Floats = NDArray[np.float64]
+
+
+class StopReason(Enum):
+    """Why the iteration ended; the value is the sentence that users read."""
+
+    RELATIVE_OFFSET = "the residuals are orthogonal to the model's tangent plane"
+    ROUNDING = "no further reduction of the sum of squares can be resolved in float64"
+    EXACT_FIT = "the residuals are at rounding level"
+    NOTHING_FREE = "every parameter is fixed or held by its bound"
+    MAX_ITERATIONS = "the iteration limit was reached before convergence"
+    STALLED = "the trust region collapsed before convergence"
+    CALLBACK = "stopped by callback"
+    INTERRUPTED = "interrupted by the user; this is the best point found"
+
+    @property
+    def success(self) -> bool:
+        """Whether a convergence test passed."""
+        return self in (
+            StopReason.RELATIVE_OFFSET,
+            StopReason.ROUNDING,
+            StopReason.EXACT_FIT,
+            StopReason.NOTHING_FREE,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FitState:
+    """Everything that decides the rest of a fit.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (p,)
+        Best point so far, physical units; every accepted step.
+    normalizer : ParameterNormalizer
+        The affine map to z; once, by setup.
+    lower, upper : ndarray, shape (p,)
+        Bounds, ±inf where there are none; once, by setup.
+    free : ndarray of bool, shape (p,)
+        Parameters that are not fixed by lower == upper; once, by setup.
+    linear : ndarray of bool, shape (p,)
+        Free parameters that are eliminated by variable projection; once, by setup.
+    signal : float
+        Σ w y² of the data, the scale of rounding errors; once, by setup.
+    sums : NormalSums or None
+        Sums of order 2 at theta; every accepted step.
+    scale : ndarray or None, shape (p,)
+        D, the largest column norms met; every accepted step.
+    radius : float
+        Trust-region radius; every step, inf until the first.
+    iteration : int
+        Trials so far in this phase; every step.
+    offset : float
+        Relative offset √(predicted/sse) of the full step at theta; every step.
+    stop : StopReason or None
+        Set once, when the phase is over.
+    """
+
+    theta: Floats
+    normalizer: ParameterNormalizer
+    lower: Floats
+    upper: Floats
+    free: NDArray[np.bool_]
+    linear: NDArray[np.bool_]
+    signal: float
+    sums: NormalSums | None = None
+    scale: Floats | None = None
+    radius: float = float("inf")
+    iteration: int = 0
+    offset: float = float("inf")
+    stop: StopReason | None = None

@@ -1,0 +1,105 @@
+"""The seams between rooms, as types; no code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.codegen.ir import AnyProgram
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.sums import Accumulator, NormalSums
+from nlsq_nb.events import Event
+
+__all__ = ["Backend", "Engine", "Kernel", "Objective", "Observer", "Phase", "Source"]
+
+Floats = NDArray[np.float64]
+S = TypeVar("S")
+Observer = Callable[[Event], None]
+"""Receives every event of a fit."""
+
+
+class Kernel(Protocol):
+    """A program compiled for one backend and one storage dtype."""
+
+    @property
+    def program(self) -> AnyProgram:
+        """What was compiled."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Storage dtype of the columns it reads."""
+
+
+class Backend(Protocol):
+    """Where blocks of rows are reduced to sums."""
+
+    @property
+    def name(self) -> str:
+        """Short name, as in `get_backend`."""
+
+    def compile(self, program: AnyProgram, dtype: Any) -> Kernel:
+        """Make a kernel; cheap, compilation itself may wait for the first use."""
+
+    def put(self, chunk: Chunk, dtype: Any) -> Chunk:
+        """The chunk where the kernel can read it, in the kernel's dtype."""
+
+    def reduce(
+        self, kernel: Any, chunk: Chunk, theta: Floats, order: int, into: Accumulator
+    ) -> None:
+        """Add the chunk's sums at theta to the pass, in row order."""
+
+    def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
+        """JᵀWJ·v over the chunk, for many parameters."""
+
+
+class Source(Protocol):
+    """Rows of data that can be read again and again, always the same."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks of a pass."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored columns."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows in order; every chunk but the last is a whole number of blocks."""
+
+
+class Engine(Protocol):
+    """Runs one pass over a source."""
+
+    def run(self, theta: Floats, order: int) -> NormalSums:
+        """The sums over all rows."""
+
+
+class Objective(Protocol):
+    """What a phase sees of the data."""
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters p."""
+
+    def __call__(self, theta: Floats, order: int) -> NormalSums:
+        """One pass: the sums at theta, penalties included."""
+
+
+class Phase(Protocol[S]):
+    """A pure state machine on frozen states."""
+
+    def init(self, state: S, objective: Objective) -> tuple[S, list[Event]]:
+        """The first state, from what the phase before left."""
+
+    def stop(self, state: S) -> Any:
+        """Why the phase is over, or None."""
+
+    def step(self, state: S, objective: Objective) -> tuple[S, list[Event]]:
+        """The next state."""
