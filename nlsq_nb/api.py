@@ -39,7 +39,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     nan_policy: str | None = None,
     backend: str = "auto",
     callback: Callable[..., Any] | None = None,
-    verbose: int = 0,
+    verbose: int | None = None,
     full_output: bool = False,
     **config_fields: Any,
 ) -> Any:
@@ -85,8 +85,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         Where the sums are computed.
     callback : callable, optional
         `callback(params, loss, iteration)`; returning True or raising `StopFit` ends the fit.
-    verbose : {0, 1, 2}
-        What is logged.
+    verbose : {0, 1, 2}, optional
+        What is logged; nothing by default, unless `config` says otherwise.
     full_output : bool
         Return SciPy's (popt, pcov, infodict, mesg, ier) instead.
     **config_fields : Any
@@ -120,14 +120,16 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     >>> popt.round(6).tolist()
     [3.0, 1.5, 0.5]
     """
-    options = config_from(config, {"verbose": verbose, **config_fields})
+    if verbose is not None or config is None:
+        config_fields["verbose"] = verbose or 0
+    if not check_finite or nan_policy == "omit":
+        config_fields["validate_numerics"] = False
+    options = config_from(config, config_fields)
     _check_options(method, loss, f_scale, nan_policy)
     model = as_model(f, xdata, _length(p0), jac)
     lower, upper = _bounds(bounds, model)
     if method == "lm" and (np.isfinite(lower).any() or np.isfinite(upper).any()):
         raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
-    if not check_finite or nan_policy == "omit":
-        options = config_from(config, {"verbose": verbose, **config_fields, "validate_numerics": False})
     source = ArraySource(
         xdata,
         ydata,

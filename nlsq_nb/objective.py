@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +31,25 @@ class DataObjective:
         Runs a pass.
     n_params : int
         p.
+    explain : callable
+        Called with theta when the very first sums are not finite; raises the reason.
     """
 
-    def __init__(self, engine: Engine, n_params: int) -> None:
+    def __init__(
+        self, engine: Engine, n_params: int, explain: Callable[[Floats], None]
+    ) -> None:
         self._engine = engine
+        self._explain = explain
         self.n_params = n_params
         self.passes = 0
 
     def __call__(self, theta: Floats, order: int) -> NormalSums:
         """One pass over the data; see `Objective`."""
+        sums = self._engine.run(np.ascontiguousarray(theta, dtype=np.float64), order)
+        if self.passes == 0 and not sums.is_finite:
+            self._explain(theta)
         self.passes += 1
-        return self._engine.run(np.ascontiguousarray(theta, dtype=np.float64), order)
+        return sums
 
 
 @dataclass(frozen=True, slots=True)

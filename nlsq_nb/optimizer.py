@@ -107,12 +107,14 @@ class AdaptiveHybridStreamingOptimizer:
                 state = self._setup(model, p0, bounds, summary)
                 kernel = self._backend.compile(model.program, source.dtype)
                 objective = DataObjective(
-                    LocalEngine(self._backend, kernel, source), model.n_params
+                    LocalEngine(self._backend, kernel, source),
+                    model.n_params,
+                    lambda theta: require_finite(model.program, source, theta, model.params),
                 )
             for item in self._phases():
                 with clock.phase(item.number, item.name) as note:
                     emit(FirstPassStarted(source.n_chunks, source.n_rows))
-                    state = run(item.phase, state, self._checked(objective, model, source), emit)
+                    state = run(item.phase, state, objective, emit)
                     note(state)
             with clock.phase(3, "denormalization_covariance"):
                 outcome = finalize(state, summary.n_residuals, absolute_sigma)
@@ -155,22 +157,6 @@ class AdaptiveHybridStreamingOptimizer:
                 observer(event)
 
         return emit
-
-    @staticmethod
-    def _checked(objective: DataObjective, model: Model, source: Source) -> Any:
-        """The objective, whose first pass must be finite."""
-
-        class Checked:
-            n_params = objective.n_params
-
-            def __call__(self, theta: Floats, order: int) -> Any:
-                first = objective.passes == 0
-                sums = objective(theta, order)
-                if first and not sums.is_finite:
-                    require_finite(model.program, source, theta, model.params)
-                return sums
-
-        return Checked()
 
     def _result(
         self,

@@ -7,7 +7,8 @@ import threading
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel
-from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram
+from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
 from nlsq_nb.core.chunk import Chunk
@@ -41,7 +42,7 @@ def available_cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class CpuKernel:
-    """Generated modules of one program, loaded when first needed.
+    """A program whose generated modules are loaded when first needed.
 
     Attributes
     ----------
@@ -49,31 +50,29 @@ class CpuKernel:
         What they compute.
     dtype : numpy.dtype
         Storage dtype of the columns; sums are float64 always.
-    modules : dict
-        weighted (bool) -> module.
     """
 
-    program: AnyProgram
+    program: Program | PointProgram
     dtype: np.dtype[Any]
-    modules: dict[bool, types.ModuleType] = field(default_factory=dict)
 
-    def module(self, weighted: bool) -> types.ModuleType:
+    def module(self, *, weighted: bool) -> types.ModuleType:
         """The module for weighted or unweighted residuals."""
-        if weighted not in self.modules:
-            assert not isinstance(self.program, OpaqueProgram)
-            text = render(self.program, "cpu", weighted)
-            self.modules[weighted] = load(text, _injected(self.program))
-        return self.modules[weighted]
+        return _module(self.program, weighted=weighted)
 
 
-def _injected(program: AnyProgram) -> dict[str, Any] | None:
-    """Hand-written scalar functions, compiled so that the kernels can inline them."""
-    if not isinstance(program, PointProgram):
-        return None
-    from numba import njit
+@lru_cache(maxsize=128)
+def _module(program: Program | PointProgram, *, weighted: bool) -> types.ModuleType:
+    """The generated module; a second fit of the same model costs one hash."""
+    injected = None
+    if isinstance(program, PointProgram):  # compiled so that the kernels can inline them
+        from numba import njit
 
-    compiled = njit(error_model="numpy")
-    return {"point": compiled(program.point), "jac_point": compiled(program.jac_point)}
+        compiled = njit(error_model="numpy")
+        injected = {
+            "point": compiled(program.point),
+            "jac_point": compiled(program.jac_point),
+        }
+    return load(render(program, "cpu", weighted), injected)
 
 
 class CpuBackend:
@@ -110,7 +109,7 @@ class CpuBackend:
         if isinstance(kernel, ReferenceKernel):
             self._numpy.reduce(kernel, chunk, theta, order, into)
             return
-        sums = getattr(kernel.module(chunk.w is not None), f"sums{order}")
+        sums = getattr(kernel.module(weighted=chunk.w is not None), f"sums{order}")
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
         pieces = into.pieces(chunk.n_rows)
         states = [into.new_state(first=index == 0) for index in range(len(pieces))]
@@ -129,7 +128,7 @@ class CpuBackend:
             return self._numpy.matvec(kernel, chunk, theta, v)
         state = np.zeros((2, len(theta)))
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        module = kernel.module(chunk.w is not None)
+        module = kernel.module(weighted=chunk.w is not None)
         module.matvec(0, chunk.n_rows, *columns, theta, v, state)
         return np.asarray(state[0] + state[1])
 

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from nlsq_nb.core.linsolve import column_norms
+from nlsq_nb.core.linsolve import SINGULAR, column_norms
 
 __all__ = ["Covariance", "covariance"]
 
 Floats = NDArray[np.float64]
-_EPS = float(np.finfo(np.float64).eps)
 _SHARE = 1e-4  # squared share of an undetermined direction that makes a parameter undetermined
 
 
@@ -82,7 +81,7 @@ def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covarianc
 def _inverse(scaled: Floats) -> tuple[Floats, NDArray[np.bool_], float]:
     """Inverse over the determined directions, which parameters the others touch, condition."""
     values, vectors = linalg.eigh(scaled, check_finite=False)
-    keep = values > len(values) * _EPS * values[-1]
+    keep = values > len(values) * SINGULAR * values[-1]
     weak = np.sum(vectors[:, ~keep] ** 2, axis=1) > _SHARE
     condition = float(values[-1] / values[keep][0])
     if keep.all():

@@ -6,7 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-__all__ = ["column_norms", "solve_positive"]
+__all__ = ["SINGULAR", "column_norms", "solve_positive", "weakest_direction"]
+
+SINGULAR = 1e-14
+"""Eigenvalues of a column-scaled JᵀJ below p times this share of the largest count as zero.
+
+Rounding leaves a singular direction at a few 1e-16; well-posed published problems stay above 1e-11.
+"""
 
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -60,3 +66,27 @@ def solve_positive(matrix: Floats, right: Floats, ridge: float = 0.0) -> tuple[F
     inverse = np.zeros_like(values)
     inverse[keep] = 1.0 / (values[keep] + ridge * values[-1])
     return vectors @ (inverse * (vectors.T @ right)), False
+
+
+def weakest_direction(matrix: Floats) -> tuple[Floats, bool]:
+    """The direction that JᵀJ determines least, and whether it is numerically singular there.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (p, p)
+        JᵀWJ; parameters with a zero column are left out of account.
+
+    Returns
+    -------
+    tuple of (ndarray of shape (p,), bool)
+        A direction in the units of the parameters, zero when there is none.
+    """
+    norms = column_norms(matrix)
+    used = norms > 0.0
+    direction = np.zeros_like(norms)
+    if not used.any():
+        return direction, False
+    scaled = matrix[np.ix_(used, used)] / np.outer(norms[used], norms[used])
+    values, vectors = linalg.eigh(scaled, check_finite=False)
+    direction[used] = vectors[:, 0] / norms[used]
+    return direction, bool(values[0] <= len(values) * SINGULAR * values[-1])

@@ -9,6 +9,7 @@ that order is fixed by the grid: blocks within a segment, then segments, both by
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, F
         return total, low + ((high - (total - part)) + (value - part))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NormalSums:
     """Sums over rows at one point of parameter space.
 
@@ -75,7 +76,7 @@ class NormalSums:
     ) -> NormalSums:
         """Sums of order 2 from plain arrays: penalties, tests."""
         p = len(jtr)
-        high = np.concatenate([[sse], jtr, jtj[np.triu_indices(p)]])
+        high = np.concatenate([[sse], jtr, jtj[_upper(p)]])
         return cls(n_rows, p, 2, high, np.zeros_like(high))
 
     def __add__(self, other: NormalSums) -> NormalSums:
@@ -87,7 +88,7 @@ class NormalSums:
             self.n_rows + other.n_rows, self.n_params, order, high, low + other.low[:size]
         )
 
-    @property
+    @cached_property
     def packed(self) -> Floats:
         """All sums, rounded to float64."""
         # where high is infinite, low is nan from inf - inf; the infinity is the answer
@@ -103,20 +104,27 @@ class NormalSums:
         """JᵀWr, shape (p,): minus half the gradient of the sse, as r = y − f."""
         return self.packed[1 : 1 + self.n_params]
 
-    @property
+    @cached_property
     def jtj(self) -> Floats:
         """JᵀWJ, shape (p, p), symmetric."""
         p = self.n_params
         matrix = np.zeros((p, p))
-        rows, columns = np.triu_indices(p)
+        rows, columns = _upper(p)
         matrix[rows, columns] = self.packed[1 + p :]
         matrix[columns, rows] = self.packed[1 + p :]
         return matrix
 
-    @property
+    @cached_property
     def is_finite(self) -> bool:
         """Whether every sum is a finite number."""
         return bool(np.isfinite(self.packed).all())
+
+
+@lru_cache(maxsize=32)
+def _upper(p: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Row and column of each packed element of the upper triangle."""
+    rows, columns = np.triu_indices(p)
+    return rows, columns
 
 
 class Accumulator:

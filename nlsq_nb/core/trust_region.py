@@ -74,6 +74,9 @@ def trust_region_step(
     """
     lower, upper = room
     useful = column_norms(h) > 0.0
+    if useful.all() and not (np.isfinite(lower).any() or np.isfinite(upper).any()):
+        delta, lam = _unbounded(h, g, scale, radius, ridge, None)
+        return _step(h, g, scale, delta, lam)
     free = useful & ~((lower == 0.0) & (g < 0.0)) & ~((upper == 0.0) & (g > 0.0))
     delta = np.zeros_like(g)
     damping: float | None = None
@@ -101,13 +104,13 @@ def trust_region_step(
         if not len(inward) or inward[worst] <= 1e-14 * np.linalg.norm(g / np.where(scale > 0, scale, 1)):
             break
         free[worst] = True
-    return Step(
-        delta,
-        float(np.linalg.norm(scale * delta)),
-        damping or 0.0,
-        float(g @ delta),
-        float(2.0 * g @ delta - delta @ h @ delta),
-    )
+    return _step(h, g, scale, delta, damping or 0.0)
+
+
+def _step(h: Floats, g: Floats, scale: Floats, delta: Floats, damping: float) -> Step:
+    slope = float(g @ delta)
+    norm = float(np.linalg.norm(scale * delta))
+    return Step(delta, norm, damping, slope, 2.0 * slope - float(delta @ h @ delta))
 
 
 def _unbounded(

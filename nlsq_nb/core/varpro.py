@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nlsq_nb.core.linsolve import column_norms, solve_positive
 from nlsq_nb.core.trust_region import Step, trust_region_step
 
-__all__ = ["reduced_norms", "reduced_step", "relax"]
+__all__ = ["reduced_norms", "reduced_step", "relax", "schur"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -97,9 +97,9 @@ def reduced_step(
     left = (room[0] - start.delta, room[1] - start.delta)
     inner = linear & (left[0] < 0.0) & (left[1] > 0.0)  # linear ones that no bound holds
     outer = ~linear
-    schur = _schur(h, inner, outer, ridge)
+    reduced = schur(h, inner, outer, ridge)
     part = trust_region_step(
-        schur, moved[outer], scale[outer], radius, (left[0][outer], left[1][outer]), ridge
+        reduced, moved[outer], scale[outer], radius, (left[0][outer], left[1][outer]), ridge
     )
     delta = np.zeros_like(g)
     delta[outer] = part.delta
@@ -128,12 +128,27 @@ def reduced_norms(h: Floats, linear: Mask, ridge: float) -> Floats:
     """
     norms = column_norms(h)
     if linear.any() and not linear.all():
-        norms[~linear] = column_norms(_schur(h, linear, ~linear, ridge))
+        norms[~linear] = column_norms(schur(h, linear, ~linear, ridge))
     return norms
 
 
-def _schur(h: Floats, inner: Mask, outer: Mask, ridge: float) -> Floats:
-    """H_oo − H_oi H_ii⁻¹ H_io, with the inner block column-scaled."""
+def schur(h: Floats, inner: Mask, outer: Mask, ridge: float) -> Floats:
+    """The Schur complement H_oo − H_oi H_ii⁻¹ H_io, with the inner block column-scaled.
+
+    Parameters
+    ----------
+    h : ndarray, shape (p, p)
+        JᵀWJ.
+    inner, outer : ndarray of bool, shape (p,)
+        Parameters to eliminate and to keep.
+    ridge : float
+        Relative ridge where the inner block is numerically singular.
+
+    Returns
+    -------
+    ndarray
+        Symmetric, one row per kept parameter; its diagonal stays above rounding level.
+    """
     block = h[np.ix_(outer, outer)]
     norms = column_norms(h)
     inner = inner & (norms > 0.0)
@@ -143,8 +158,8 @@ def _schur(h: Floats, inner: Mask, outer: Mask, ridge: float) -> Floats:
     np.fill_diagonal(scaled, 1.0)
     coupling = h[np.ix_(inner, outer)] / norms[inner][:, None]
     solved = np.column_stack([solve_positive(scaled, column, ridge)[0] for column in coupling.T])
-    schur = block - coupling.T @ solved
-    schur = 0.5 * (schur + schur.T)
+    reduced = block - coupling.T @ solved
+    reduced = 0.5 * (reduced + reduced.T)
     floor = len(norms) * np.finfo(np.float64).eps * np.diagonal(block)
-    np.fill_diagonal(schur, np.maximum(np.diagonal(schur), floor))
-    return schur
+    np.fill_diagonal(reduced, np.maximum(np.diagonal(reduced), floor))
+    return reduced

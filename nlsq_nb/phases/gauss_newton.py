@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.linsolve import column_norms
+from nlsq_nb.core.linsolve import column_norms, weakest_direction
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.core.trust_region import Step, next_radius, trust_region_step
-from nlsq_nb.core.varpro import reduced_norms, reduced_step, relax
+from nlsq_nb.core.varpro import reduced_norms, reduced_step, relax, schur
 from nlsq_nb.events import Event, StepDone, SumsComputed
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.protocols import Objective
@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _ACCEPT = 1e-4  # least share of the predicted reduction that a trial must bring
 _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are worth a pass
+_PROBE = 0.03  # relative change of a parameter that a probe makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,7 @@ class GaussNewton:
         """Take the sums at the start, give the linear parameters their best values, judge."""
         sums = state.sums or objective(state.theta, 2)
         events: list[Event] = [SumsComputed(sums.n_rows, sums.sse)]
-        state = replace(state, sums=sums, iteration=0, stop=None)
-        state = self._polish(state, objective)
+        state = self._relax(replace(state, sums=sums, iteration=0, stop=None), objective)
         state = replace(state, scale=self._norms(_sums(state), state.linear))
         return self._judge(state), events
 
@@ -65,77 +65,101 @@ class GaussNewton:
         return state.stop
 
     def step(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
-        """One trial: solve the subproblem, evaluate, accept or shrink."""
-        sums, scale = _sums(state), _scale(state)
-        radius = state.radius
-        if not np.isfinite(radius):
-            radius = self._first_radius(state)
-        trial = self._solve(state, radius)
-        theta = _move(state, trial.delta)
-        new = objective(theta, 2)
-        moved = replace(state, theta=theta, sums=new)
-        actual = self._gain(state, moved)
-        if actual > _ACCEPT * trial.predicted:
-            moved = self._polish(moved, objective)
-            actual = self._gain(state, moved)
-        accepted = actual > _ACCEPT * trial.predicted
-        if not accepted and abs(actual) <= _noise(state):
-            # the cost cannot tell the points apart any more; the gradient still can
-            accepted = _offset(new, state) < state.offset
-        used = radius
-        radius = next_radius(radius, trial, max(actual, 0.0) if accepted else actual)
-        unit = float(np.linalg.norm((trial.delta / state.normalizer.scales)[~state.linear]))
-        if accepted:
-            state = moved
-            state = replace(state, scale=np.maximum(scale, self._norms(_sums(state), state.linear)))
-        state = replace(state, iteration=state.iteration + 1, radius=radius)
-        state = self._judge(state, trial, accepted)
+        """One trial, or the look around that a singular stationary point needs."""
+        before = state
+        if state.offset <= self.tol:
+            state, trial_sse, reach = self._probe(state, objective)
+        else:
+            state, trial_sse, reach = self._trial(state, objective)
         event = StepDone(
-            state.iteration,
-            self.max_iterations,
-            _sums(state).sse,
-            float(np.linalg.norm(sums.jtr)),
-            sums.sse - (_sums(state) if accepted else new).sse,
-            used * unit / trial.norm if trial.norm > 0.0 else used,
-            accepted,
-            tuple(map(float, state.theta)),
+            iteration=state.iteration,
+            limit=self.max_iterations,
+            sse=_sums(state).sse,
+            grad_norm=float(np.linalg.norm(_sums(before).jtr)),
+            reduction=_sums(before).sse - trial_sse,
+            radius=reach,
+            accepted=state.sums is not before.sums,
+            theta=tuple(map(float, state.theta)),
         )
         return state, [event]
+
+    def _trial(self, state: FitState, objective: Objective) -> tuple[FitState, float, float]:
+        """Solve the subproblem, evaluate, accept or shrink; also the trial's sse and Δ in z."""
+        radius = state.radius if np.isfinite(state.radius) else self._first_radius(state)
+        step = self._solve(state, radius)
+        theta = _move(state, step.delta)
+        moved = replace(state, theta=theta, sums=objective(theta, 2))
+        moved = self._relax(moved, objective, state)
+        trial = _sums(moved)
+        actual = state.relaxed - moved.relaxed if trial.is_finite else -np.inf
+        # the point itself must not be worse, however good its relaxed linear parameters would be
+        better = actual > _ACCEPT * step.predicted
+        accepted = better and trial.sse <= _sums(state).sse
+        if not better and abs(actual) <= _noise(state):
+            # the cost cannot tell the points apart any more; the gradient still can
+            accepted = _offset(trial, state) < state.offset
+        length = float(np.linalg.norm((step.delta / state.normalizer.scales)[~state.linear]))
+        reach = radius * length / step.norm if step.norm > 0.0 else radius
+        radius = next_radius(radius, step, max(actual, 0.0) if accepted else actual)
+        if accepted:
+            norms = self._norms(trial, state.linear)
+            state = replace(moved, scale=np.maximum(_scale(state), norms))
+        state = replace(state, iteration=state.iteration + 1, radius=radius)
+        return self._judge(state, step, accepted), trial.sse, reach
 
     def _norms(self, sums: NormalSums, linear: NDArray[np.bool_]) -> Floats:
         return reduced_norms(sums.jtj, linear, self.ridge)
 
-    def _gain(self, state: FitState, moved: FitState) -> float:
-        """Reduction of the sse with the linear parameters at their best in both points."""
-        if not _sums(moved).is_finite:
-            return -np.inf
-        return self._relaxed_sse(state) - self._relaxed_sse(moved)
-
-    def _relaxed_sse(self, state: FitState) -> float:
-        """The sse once the linear parameters are at their best, without another pass."""
-        sse = _sums(state).sse
-        return max(sse - self._relax(state).predicted, 0.0)
-
-    def _relax(self, state: FitState) -> Step:
-        sums = _sums(state)
-        return relax(sums.jtj, sums.jtr, state.linear, _room(state), self.ridge)
-
-    def _polish(self, state: FitState, objective: Objective) -> FitState:
-        """Move the linear parameters to their best values when that matters for the next step.
+    def _relax(
+        self, state: FitState, objective: Objective, before: FitState | None = None
+    ) -> FitState:
+        """Note the sse with the linear parameters at their best, and move them if that matters.
 
         The derivatives by the nonlinear parameters are proportional to the linear ones, so they
-        are worth one more pass when the linear ones are far off.
+        are worth one more pass when the linear ones are far off, and when without it the point
+        would be worse than the one before although its relaxed sse is better.
         """
-        if not _sums(state).is_finite or not state.linear.any():
-            return state
-        best = self._relax(state)
-        if best.predicted <= _POLISH * (_sums(state).sse - best.predicted):
+        sums = _sums(state)
+        if not sums.is_finite or not state.linear.any():
+            return replace(state, relaxed=sums.sse)
+        best = relax(sums.jtj, sums.jtr, state.linear, _room(state), self.ridge)
+        least = max(sums.sse - best.predicted, 0.0)
+        state = replace(state, relaxed=least)
+        hopeless = before is not None and least >= before.relaxed
+        worse = before is not None and sums.sse > _sums(before).sse
+        if hopeless or (not worse and best.predicted <= _POLISH * least):
             return state
         theta = _move(state, best.delta)
-        sums = objective(theta, 2)
-        if not sums.is_finite or sums.sse > _sums(state).sse:
-            return state
-        return replace(state, theta=theta, sums=sums)
+        new = objective(theta, 2)
+        if not new.is_finite or new.sse > sums.sse:
+            return replace(state, relaxed=sums.sse)  # too ill-conditioned to be believed
+        rest = relax(new.jtj, new.jtr, state.linear, _room(replace(state, theta=theta)), self.ridge)
+        return replace(state, theta=theta, sums=new, relaxed=max(new.sse - rest.predicted, 0.0))
+
+    def _probe(self, state: FitState, objective: Objective) -> tuple[FitState, float, float]:
+        """Look to both sides of a singular stationary point.
+
+        Where two terms of a model coincide, the sse is stationary across the line of coincidence
+        by symmetry, and Gauss–Newton cannot tell such a saddle from a minimum. Where parameters
+        are redundant both sides are equally good and the point stands.
+        """
+        start = _sums(state)
+        move = _weak_move(state, self.ridge)
+        assert move is not None
+        state = replace(state, probed=True, iteration=state.iteration + 1)
+        best = start.sse
+        for side in (move, -move):
+            theta = np.clip(state.theta + side, state.lower, state.upper)
+            sums = objective(theta, 2)
+            if not sums.is_finite:
+                continue
+            moved = self._relax(replace(state, theta=theta, sums=sums), objective, state)
+            best = min(best, _sums(moved).sse)
+            if best < start.sse - _noise(state):
+                norms = self._norms(_sums(moved), state.linear)
+                state = replace(moved, scale=norms, radius=np.inf)
+                break
+        return self._judge(state), best, float(np.linalg.norm(move / state.normalizer.scales))
 
     def _first_radius(self, state: FitState) -> float:
         """The D-norm of a step along the full one, `initial_radius` long in z."""
@@ -180,7 +204,7 @@ class GaussNewton:
             return replace(state, stop=StopReason.NOTHING_FREE)
         if sums.sse <= (8.0 * _EPS) ** 2 * state.signal:
             return replace(state, stop=StopReason.EXACT_FIT)
-        if offset <= self.tol:
+        if offset <= self.tol and (state.probed or _weak_move(state, self.ridge) is None):
             return replace(state, stop=StopReason.RELATIVE_OFFSET)
         if not accepted and trial is not None:
             if full.predicted <= _noise(state):
@@ -220,6 +244,22 @@ def _move(state: FitState, delta: Floats) -> Floats:
     theta = np.where(delta == state.lower - state.theta, state.lower, theta)
     theta = np.where(delta == state.upper - state.theta, state.upper, theta)
     return np.where(delta == 0.0, state.theta, np.clip(theta, state.lower, state.upper))
+
+
+def _weak_move(state: FitState, ridge: float) -> Floats | None:
+    """A move of the nonlinear parameters by some per cent that a singular JᵀJ hardly sees.
+
+    None when JᵀJ is regular or every parameter is linear.
+    """
+    nonlinear = state.free & ~state.linear
+    h = _sums(state).jtj
+    if not nonlinear.any() or not weakest_direction(h[np.ix_(state.free, state.free)])[1]:
+        return None
+    move = np.zeros_like(state.theta)
+    move[nonlinear] = weakest_direction(schur(h, state.linear, nonlinear, ridge))[0]
+    size = np.where(state.theta != 0.0, np.abs(state.theta), state.normalizer.scales)
+    largest = float(np.max(np.abs(move) / size))
+    return _PROBE / largest * move if largest > 0.0 else None
 
 
 def _offset(sums: NormalSums, state: FitState) -> float:

@@ -59,6 +59,8 @@ class FitState:
         Σ w y² of the data, the scale of rounding errors; once, by setup.
     sums : NormalSums or None
         Sums of order 2 at theta; every accepted step.
+    relaxed : float
+        The sse at theta once the linear parameters are at their best; every accepted step.
     scale : ndarray or None, shape (p,)
         D, the largest column norms met; every accepted step.
     radius : float
@@ -67,6 +69,8 @@ class FitState:
         Trials so far in this phase; every step.
     offset : float
         Relative offset √(predicted/sse) of the full step at theta; every step.
+    probed : bool
+        Whether a singular stationary point has been probed; once, when one is met.
     stop : StopReason or None
         Set once, when the phase is over.
     """
@@ -79,8 +83,10 @@ class FitState:
     linear: NDArray[np.bool_]
     signal: float
     sums: NormalSums | None = None
+    relaxed: float = float("inf")
     scale: Floats | None = None
     radius: float = float("inf")
     iteration: int = 0
     offset: float = float("inf")
+    probed: bool = False
     stop: StopReason | None = None
