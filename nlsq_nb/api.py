@@ -126,7 +126,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         config_fields["validate_numerics"] = False
     options = config_from(config, config_fields)
     _check_options(method, loss, f_scale, nan_policy)
-    model = as_model(f, xdata, _length(p0), jac)
+    model = as_model(f, xdata, _rows(ydata), _length(p0), jac)
     lower, upper = _bounds(bounds, model)
     if method == "lm" and (np.isfinite(lower).any() or np.isfinite(upper).any()):
         raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
@@ -150,7 +150,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     )
     if not full_output:
         return result
-    info = {"nfev": result.nfev, "fvec": result.fun}
+    scale = 1.0 if sigma is None else np.asarray(sigma, dtype=np.float64)
+    info = {"nfev": result.nfev, "fvec": -result.fun / scale}  # SciPy's sign
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
 
 
@@ -165,6 +166,13 @@ def _check_options(method: str | None, loss: str, f_scale: float, nan_policy: st
         raise ValueError(f"nan_policy={nan_policy!r} is not one of None, 'raise', 'omit'")
 
 
+def _rows(ydata: Any) -> int:
+    try:
+        return int(np.shape(ydata)[-1]) if np.ndim(ydata) else 1
+    except ValueError:  # ragged: the source says so
+        return len(ydata)
+
+
 def _length(p0: Any) -> int | None:
     return None if p0 is None else int(np.size(p0)) if not isinstance(p0, Mapping) else len(p0)
 
@@ -175,8 +183,7 @@ def _bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
         bounds = (bounds.lb, bounds.ub)
     if isinstance(bounds, Mapping):
         _known(bounds, names, "bounds")
-        pairs = [bounds.get(name, (-np.inf, np.inf)) for name in names]
-        bounds = ([a for a, _ in pairs], [b for _, b in pairs])
+        bounds = tuple(zip(*(_pair(bounds, name) for name in names), strict=True))
     try:
         lower, upper = (np.asarray(b, dtype=np.float64) for b in bounds)
         low, high = (np.broadcast_to(b, (p,)).copy() for b in (lower, upper))
@@ -189,13 +196,24 @@ def _bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
     return low, high
 
 
+def _pair(bounds: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    try:
+        lower, upper = bounds.get(name, (-np.inf, np.inf))
+    except (TypeError, ValueError):
+        raise DataError(f"bounds[{name!r}] is {bounds[name]!r}; (lower, upper) is needed") from None
+    return lower, upper
+
+
 def _start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:
     if isinstance(p0, Mapping):
         _known(p0, model.params, "p0")
     if p0 is None or isinstance(p0, Mapping):
         start = _feasible(lower, upper)
         for name, value in (p0 or {}).items():
-            start[model.params.index(name)] = value
+            try:
+                start[model.params.index(name)] = value
+            except (TypeError, ValueError):
+                raise DataError(f"p0[{name!r}] is {value!r}; a number is needed") from None
         return start
     try:
         values = np.atleast_1d(np.asarray(p0, dtype=np.float64))

@@ -95,7 +95,7 @@ class StepDone(Event):
     sse : float
         Σ w r² of the best point after the step.
     grad_norm : float
-        ‖JᵀWr‖₂ at the old point.
+        ‖S JᵀWr‖₂ at the old point: the gradient by the normalised parameters.
     reduction : float
         Old minus new sse; negative for a rejected trial.
     radius : float

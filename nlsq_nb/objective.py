@@ -108,6 +108,8 @@ def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSumm
             moments.add(y, None if chunk.w is None else chunk.w[k])
             residuals += len(y)
         rows += chunk.n_rows
+    if check and not np.isfinite(moments.signal):
+        raise DataError("the sum of squares of ydata (over sigma) overflows float64; rescale them")
     return DataSummary(rows, residuals, moments.signal, moments.spread)
 
 
@@ -139,7 +141,7 @@ class _Moments:
         for n, m, ss, s in zip(*map(np.ndarray.tolist, (total, mean, spread, signal)), strict=True):
             # merging two groups of rows: Chan, Golub & LeVeque 1983, Am. Stat. 37, 242
             both = self._weight + n
-            self.spread += ss + (m - self._mean) ** 2 * self._weight * n / both
+            self.spread += ss + (m - self._mean) * (m - self._mean) * self._weight * n / both
             self._mean += (m - self._mean) * n / both
             self._weight = both
             self.signal += s
@@ -184,6 +186,10 @@ def require_finite(
         columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
         f = evaluate(program, "values", columns, theta)
         jac = evaluate(program, "derivatives", columns, theta)
+        data = np.isfinite(np.stack([*columns, *chunk.y])).all(axis=0)
+        if not data.all():
+            row = chunk.start + int(np.argmin(data))
+            raise DataError(f"xdata or ydata is not finite at row {row}; remove it or use nan_policy")
         bad = np.flatnonzero(~np.isfinite(f).all(axis=0))
         if len(bad):
             row = int(bad[0])

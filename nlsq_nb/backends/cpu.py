@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import types
@@ -25,6 +26,7 @@ from nlsq_nb.core.sums import Accumulator
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
 Floats = NDArray[np.float64]
+_log = logging.getLogger("nlsq_nb.backends")
 
 
 def available_cores() -> int:
@@ -42,7 +44,7 @@ def available_cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class CpuKernel:
-    """A program whose generated modules are loaded when first needed.
+    """A program whose generated modules are loaded and compiled when first needed.
 
     Attributes
     ----------
@@ -56,8 +58,40 @@ class CpuKernel:
     dtype: np.dtype[Any]
 
     def module(self, *, weighted: bool) -> types.ModuleType:
-        """The module for weighted or unweighted residuals."""
+        """The generated module for weighted or unweighted residuals."""
         return _module(self.program, weighted=weighted)
+
+    def entry(self, name: str, chunk: Chunk, *rest: Any) -> Callable[..., None]:
+        """An entry point of the generated module, compiled for the chunk's columns.
+
+        Parameters
+        ----------
+        name : str
+            "sums0", "sums1", "sums2" or "matvec".
+        chunk : Chunk
+            Gives the types of the columns, and whether there are weights.
+        *rest : ndarray
+            Arguments after the columns.
+
+        Returns
+        -------
+        callable
+            `entry(lo, hi, *rest)` over rows of the chunk.
+        """
+        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        weighted = chunk.w is not None
+        module = self.module(weighted=weighted)
+        try:
+            # no rows: compiles, or loads from disk, before threads start
+            getattr(module, name)(0, 0, *columns, *rest)
+        except Exception:
+            if not module.CACHE:
+                raise
+            # Numba's files beside the module are damaged: do without them from now on
+            _log.warning("the compiled kernel in %s cannot be loaded; compiling anew", module.__file__)
+            module = _uncached(self.program, weighted=weighted)
+        function = getattr(module, name)
+        return lambda lo, hi, *tail: function(lo, hi, *columns, *tail)
 
 
 @lru_cache(maxsize=128)
@@ -73,6 +107,12 @@ def _module(program: Program | PointProgram, *, weighted: bool) -> types.ModuleT
             "jac_point": compiled(program.jac_point),
         }
     return load(render(program, "cpu", weighted), injected)
+
+
+@lru_cache(maxsize=128)
+def _uncached(program: Program | PointProgram, *, weighted: bool) -> types.ModuleType:
+    """The generated module apart from any file."""
+    return load(render(program, "cpu", weighted), {})
 
 
 class CpuBackend:
@@ -109,14 +149,13 @@ class CpuBackend:
         if isinstance(kernel, ReferenceKernel):
             self._numpy.reduce(kernel, chunk, theta, order, into)
             return
-        sums = getattr(kernel.module(weighted=chunk.w is not None), f"sums{order}")
-        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
         pieces = into.pieces(chunk.n_rows)
         states = [into.new_state(first=index == 0) for index in range(len(pieces))]
+        sums = kernel.entry(f"sums{order}", chunk, theta, into.open)
 
         def fold(share: slice) -> None:
             for (lo, hi), state in zip(pieces[share], states[share], strict=True):
-                sums(lo, hi, *columns, theta, state)
+                sums(lo, hi, theta, state)
 
         self._spread(fold, len(pieces))
         for (lo, hi), state in zip(pieces, states, strict=True):
@@ -127,9 +166,7 @@ class CpuBackend:
         if isinstance(kernel, ReferenceKernel):
             return self._numpy.matvec(kernel, chunk, theta, v)
         state = np.zeros((2, len(theta)))
-        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        module = kernel.module(weighted=chunk.w is not None)
-        module.matvec(0, chunk.n_rows, *columns, theta, v, state)
+        kernel.entry("matvec", chunk, theta, v, state)(0, chunk.n_rows, theta, v, state)
         return np.asarray(state[0] + state[1])
 
     def _spread(self, work: Callable[[slice], None], count: int) -> None:

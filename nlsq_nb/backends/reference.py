@@ -87,7 +87,7 @@ def _block(
     r, jac, w = _rows(program, chunk, rows, theta, derivatives=order > 0)
     with np.errstate(all="ignore"):
         parts = [np.array([np.sum(w * r * r)])]
-        flat = np.moveaxis(jac, 1, 0).reshape(jac.shape[1], -1)
+        flat = np.moveaxis(jac, 1, 0).reshape(jac.shape[1], jac.shape[0] * jac.shape[2])
         if order > 0:
             parts.append(flat @ (w * r).ravel())
         if order > 1:

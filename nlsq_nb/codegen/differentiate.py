@@ -189,6 +189,7 @@ _SLOPES: dict[str, Callable[[Graph, int, int], int | None]] = {
     "ceil": lambda g, u, f: None,
     "cos": lambda g, u, f: g.neg(g.call("sin", u)),
     "cosh": lambda g, u, f: g.call("sinh", u),
+    "digamma": lambda g, u, f: g.call("trigamma", u),
     "erf": _gauss(1.0),
     "erfc": _gauss(-1.0),
     "exp": lambda g, u, f: f,
@@ -206,5 +207,6 @@ _SLOPES: dict[str, Callable[[Graph, int, int], int | None]] = {
     "sinh": lambda g, u, f: g.call("cosh", u),
     "sqrt": lambda g, u, f: g.product(0.5, [(f, -1)]),
     "tan": lambda g, u, f: _one_plus(g, 1.0, _square(g, f)),
-    "tanh": lambda g, u, f: g.mul(_one_plus(g, -1.0, f), _one_plus(g, 1.0, f)),
+    # not 1 − tanh², which has no digits left in the tails
+    "tanh": lambda g, u, f: g.product(1.0, [(g.call("cosh", u), -2)]),
 }

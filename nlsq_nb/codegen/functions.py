@@ -24,6 +24,12 @@ def _digamma(u: float) -> float:
     return float(digamma(u))
 
 
+def _trigamma(u: float) -> float:
+    from scipy.special import polygamma
+
+    return float(polygamma(1, u))
+
+
 def _sinc(u: float) -> float:
     return math.sin(u) / u if u != 0 else 1.0
 
@@ -71,6 +77,7 @@ _FOLD: Final[dict[str, tuple[int, Callable[..., float]]]] = {
     "sqrt": (1, math.sqrt),
     "tan": (1, math.tan),
     "tanh": (1, math.tanh),
+    "trigamma": (1, _trigamma),  # derivative of digamma
 }
 
 ARITY: Final[dict[str, int]] = {name: arity for name, (arity, _) in _FOLD.items()}

@@ -17,8 +17,8 @@ from nlsq_nb.errors import ModelError
 
 __all__ = ["MAX_NODES", "Graph", "Node"]
 
-MAX_NODES = 200_000
-"""Largest graph, derivatives included; beyond it a kernel would take minutes to compile."""
+MAX_NODES = 100_000
+"""Most operands of a graph, derivatives included; beyond it a kernel would take minutes to compile."""
 
 _MAX_EXPONENT = 64  # integer powers up to this are products; above, a call of pow
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -64,6 +64,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self._index: dict[Node, int] = {}
+        self._operands = 0
         self._params: list[int] = []  # per node: bit mask of the parameters below it
         self._varies: list[bool] = []  # per node: does an independent variable occur below it
 
@@ -267,7 +268,8 @@ class Graph:
         known = self._index.get(node)
         if known is not None:
             return known
-        if len(self.nodes) >= MAX_NODES:
+        self._operands += max(1, len(node.args))
+        if self._operands > MAX_NODES:
             raise ModelError(f"the model and its derivatives exceed {MAX_NODES} operations")
         index = len(self.nodes)
         mask = 1 << int(node.numbers[0]) if node.op == "p" else 0

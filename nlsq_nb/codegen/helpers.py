@@ -37,6 +37,28 @@ _TEXT = {
         1.0 / 240.0 - v * (1.0 / 132.0 - v * (691.0 / 32760.0 - v / 12.0))))))
     return shift + math.log(u) - 0.5 / u - series
 ''',
+    # Abramowitz & Stegun 6.4.6 (recurrence), 6.4.7 (reflection), 6.4.12 (asymptotic series)
+    "trigamma": '''def trigamma(u):
+    """Derivative of digamma."""
+    if not (u - u == 0.0):
+        return 0.0 if u > 0.0 else math.nan
+    sign = 1.0
+    total = 0.0
+    if u <= 0.0:
+        if u == np.floor(u):
+            return math.inf
+        root = math.pi / math.sin(math.pi * (u - np.floor(u)))
+        total = root * root
+        sign = -1.0
+        u = 1.0 - u
+    while u < 12.0:
+        total += sign / (u * u)
+        u += 1.0
+    v = 1.0 / (u * u)
+    series = 1.0 / 6.0 - v * (1.0 / 30.0 - v * (1.0 / 42.0 - v * (1.0 / 30.0 - v * (
+        5.0 / 66.0 - v * (691.0 / 2730.0 - v * 7.0 / 6.0)))))
+    return total + sign * (1.0 / u + 0.5 * v + v / u * series)
+''',
 }
 
 
@@ -45,7 +67,7 @@ def helper_text(name: str, decorator: str) -> str:
 
     Parameters
     ----------
-    name : {"sinc", "dsinc", "digamma"}
+    name : {"sinc", "dsinc", "digamma", "trigamma"}
         Which helper.
     decorator : str
         Text after the `@`.

@@ -80,6 +80,7 @@ _SCALAR = Dialect(
         "floor": "np.floor",
         "ceil": "np.ceil",
         "digamma": "digamma",
+        "trigamma": "trigamma",
         "sinc": "sinc",
         "dsinc": "dsinc",
         **{
@@ -108,6 +109,7 @@ _NUMPY = Dialect(
         "gamma": "special.gamma",
         "lgamma": "special.gammaln",
         "digamma": "special.digamma",
+        "trigamma": "trigamma",
         "sinc": "sinc",
         "dsinc": "dsinc",
         **{
@@ -121,9 +123,9 @@ DIALECTS: dict[str, Dialect] = {"cpu": _SCALAR, "cuda": _SCALAR, "reference": _N
 
 
 def used_helpers(instructions: Iterable[Instruction]) -> list[str]:
-    """The functions that the target's file must define itself (`sinc`, `dsinc`, `digamma`)."""
+    """The functions that the target's file must define itself (`sinc`, `dsinc`, `digamma`, `trigamma`)."""
     ops = {instruction.op for instruction in instructions}
-    return [name for name in ("sinc", "dsinc", "digamma") if name in ops]
+    return [name for name in ("sinc", "dsinc", "digamma", "trigamma") if name in ops]
 
 
 def statements(

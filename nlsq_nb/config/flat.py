@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -83,6 +85,28 @@ class HybridStreamingConfig:
         return Groups.from_flat(self)
 
 
+_generated = HybridStreamingConfig.__init__
+
+
+@functools.wraps(_generated)
+def _init(self: HybridStreamingConfig, *args: Any, **named: Any) -> None:
+    _known(named)
+    _generated(self, *args, **named)
+
+
+HybridStreamingConfig.__init__ = _init  # type: ignore[method-assign]
+
+
+def _known(names: Iterable[str]) -> None:
+    """Refuse a name that is not a field, naming the closest one."""
+    known = [f.name for f in fields(HybridStreamingConfig)]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+
+
 def config_from(base: HybridStreamingConfig | None, overrides: dict[str, Any]) -> Groups:
     """Options from a configuration and keyword overrides.
 
@@ -105,14 +129,9 @@ def config_from(base: HybridStreamingConfig | None, overrides: dict[str, Any]) -
     ConfigError
         For an invalid value.
     """
-    names = [f.name for f in fields(HybridStreamingConfig)]
-    for name in overrides:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"unexpected keyword argument {name!r}{hint}")
+    _known(overrides)
     if base is not None and not isinstance(base, HybridStreamingConfig):
         raise TypeError(f"config must be a HybridStreamingConfig, not {type(base).__name__}")
     source = base or HybridStreamingConfig()
-    merged = {name: overrides.get(name, getattr(source, name)) for name in names}
+    merged = {f.name: getattr(source, f.name) for f in fields(source)} | overrides
     return HybridStreamingConfig(**merged).groups()

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-__all__ = ["SINGULAR", "column_norms", "solve_positive", "weakest_direction"]
+__all__ = ["SINGULAR", "column_norms", "rounding_error", "solve_positive", "weakest_direction"]
 
 SINGULAR = 1e-14
 """Eigenvalues of a column-scaled JᵀJ below p times this share of the largest count as zero.
@@ -66,6 +66,28 @@ def solve_positive(matrix: Floats, right: Floats, ridge: float = 0.0) -> tuple[F
     inverse = np.zeros_like(values)
     inverse[keep] = 1.0 / (values[keep] + ridge * values[-1])
     return vectors @ (inverse * (vectors.T @ right)), False
+
+
+def rounding_error(matrix: Floats) -> float:
+    """Relative rounding error of what is solved for with JᵀJ: eps times its scaled condition.
+
+    Parameters
+    ----------
+    matrix : ndarray, shape (p, p)
+        JᵀWJ; parameters with a zero column are left out of account.
+
+    Returns
+    -------
+    float
+        Between eps and 1.
+    """
+    norms = column_norms(matrix)
+    used = norms > 0.0
+    if not used.any():
+        return _EPS
+    scaled = matrix[np.ix_(used, used)] / np.outer(norms[used], norms[used])
+    values = linalg.eigvalsh(scaled, check_finite=False)
+    return float(min(1.0, _EPS * values[-1] / max(values[0], _EPS * values[-1])))
 
 
 def weakest_direction(matrix: Floats) -> tuple[Floats, bool]:

@@ -73,7 +73,7 @@ def trust_region_step(
         The trial step; parameters without influence (zero column) stay.
     """
     lower, upper = room
-    useful = column_norms(h) > 0.0
+    useful = (column_norms(h) > 0.0) & (lower < upper)
     if useful.all() and not (np.isfinite(lower).any() or np.isfinite(upper).any()):
         delta, lam = _unbounded(h, g, scale, radius, ridge, None)
         return _step(h, g, scale, delta, lam)

@@ -106,7 +106,10 @@ def reduced_step(
     follow = relax(h, moved - h @ delta, linear, left, ridge)
     delta = delta + follow.delta
     predicted = float(2.0 * moved @ delta - delta @ h @ delta)
-    return Step(start.delta + delta, part.norm, part.damping, float(moved @ delta), predicted)
+    total = np.clip(start.delta + delta, *room)
+    # what reached its bound in the second part stands exactly on it
+    total = np.where(delta == left[0], room[0], np.where(delta == left[1], room[1], total))
+    return Step(total, part.norm, part.damping, float(moved @ delta), predicted)
 
 
 def reduced_norms(h: Floats, linear: Mask, ridge: float) -> Floats:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,11 @@ __all__ = ["as_model"]
 
 
 def as_model(
-    model: Any, xdata: Any, n_start: int | None = None, jac: JacobianRule | None = None
+    model: Any,
+    xdata: Any,
+    n_rows: int,
+    n_start: int | None = None,
+    jac: JacobianRule | None = None,
 ) -> Model:
     """Read a model, with variables named as the data suggest.
 
@@ -25,6 +31,8 @@ def as_model(
         A callable is traced, or called as it is when `jac` is given.
     xdata : array_like or mapping
         One variable is called x, several x0, x1, …; columns of a mapping keep their names.
+    n_rows : int
+        Length of ydata, which tells (k, n) from (n, k).
     n_start : int, optional
         Length of p0, which names the parameters of a function with `*params` p0, p1, ….
     jac : callable or str, optional
@@ -52,39 +60,43 @@ def as_model(
                 f"a {type(model).__name__} is not a model; give text, a SymPy expression, a "
                 "function f(x, *params) or a Model"
             )
-        return Model(model, x=_variables(xdata, model))
+        return Model(model, x=_variables(xdata, n_rows, _symbols(model)))
     names = None if n_start is None else tuple(f"p{k}" for k in range(n_start))
     given = names if _takes_any_number(model) else None
     if jac is not None:
-        return Model.from_callable(model, jac=jac, x=_variables(xdata, None), params=given)
-    return Model.from_function(model, x=_variables(xdata, None), params=given)
+        return Model.from_callable(model, jac=jac, x=_variables(xdata, n_rows, None), params=given)
+    return Model.from_function(model, x=_variables(xdata, n_rows, None), params=given)
 
 
-def _variables(xdata: Any, model: Any) -> tuple[str, ...]:
+def _variables(xdata: Any, n_rows: int, symbols: set[str] | None) -> tuple[str, ...]:
+    """Names of the independent variables; `symbols` are the names in the model, if it has any."""
     if isinstance(xdata, Mapping) or hasattr(xdata, "columns"):
         names = tuple(str(key) for key in xdata)
-        if model is None:
-            return names
-        symbols = getattr(model, "free_symbols", None)
-        found = {s.name for s in symbols} if symbols is not None else _words(model)
-        return tuple(name for name in names if name in found) or names
-    shape = np.shape(xdata) if not isinstance(xdata, (list, tuple)) else (len(xdata),)
-    if isinstance(xdata, (list, tuple)) and len(xdata) and np.ndim(xdata[0]) == 1:
-        shape = (len(xdata), len(xdata[0]))
-    count = shape[0] if len(shape) == 2 else 1
+        return tuple(name for name in names if symbols is None or name in symbols) or names
+    if symbols is not None and "x" in symbols:
+        return ("x",)
+    try:
+        shape = np.shape(xdata)
+    except ValueError:  # ragged: the source says so, with the field's name
+        shape = (len(xdata), n_rows)
+    if len(shape) < 2:
+        return ("x",)
+    count = shape[0] if shape[1] == n_rows else shape[1]
     return ("x",) if count == 1 else tuple(f"x{k}" for k in range(count))
 
 
-def _words(model: Any) -> set[str]:
-    import re
-
-    texts: Sequence[Any] = [model] if isinstance(model, str) else model
-    return {word for text in texts for word in re.findall(r"[^\W\d]\w*", str(text))}
+def _symbols(model: Any) -> set[str]:
+    """Names that occur in text or in SymPy expressions."""
+    found: set[str] = set()
+    for part in model if isinstance(model, (list, tuple)) else (model,):
+        if isinstance(part, str):
+            found |= set(re.findall(r"[^\W\d]\w*", part))
+        else:
+            found |= {symbol.name for symbol in getattr(part, "free_symbols", ())}
+    return found
 
 
 def _takes_any_number(f: Any) -> bool:
-    import inspect
-
     try:
         arguments = list(inspect.signature(f).parameters.values())[1:]
     except (TypeError, ValueError):

@@ -32,7 +32,11 @@ def checked_names(names: str | Sequence[str], field: str) -> tuple[str, ...]:
     ModelError
         For a name that is not usable, or given twice.
     """
-    found = (names,) if isinstance(names, str) else tuple(getattr(n, "name", n) for n in names)
+    try:
+        listed = (names,) if isinstance(names, str) else tuple(names)
+    except TypeError:
+        raise ModelError(f"{field}={names!r}: give a name or a tuple of names") from None
+    found = tuple(getattr(name, "name", name) for name in listed)
     for name in found:
         if type(name) is not str or not name.isidentifier() or keyword.iskeyword(name):
             raise ModelError(f"{field}: {str(name)[:40]!r} is not a usable name; use an identifier")

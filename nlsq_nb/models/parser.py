@@ -40,7 +40,8 @@ _ALIASES = {
     "loggamma": "lgamma",
     "power": "pow",
 }
-_INTERNAL = {"dsinc", "heaviside"}  # heaviside has its own rule: the value at 0 may be left out
+# heaviside has its own rule, as the value at 0 may be left out; the others only occur in derivatives
+_INTERNAL = {"dsinc", "heaviside", "trigamma"}
 _COMPARE = {
     ast.Lt: "lt",
     ast.LtE: "le",
@@ -109,21 +110,25 @@ def _tree(text: str) -> ast.expr:
         raise ModelError(
             f"the model text has {len(text)} characters; at most {MAX_LENGTH} are read"
         )
+    if not text.strip():
+        raise ModelError("column 1: the model text is empty")
     depth = 0
     for column, character in enumerate(text, 1):
         depth += (character in "([{") - (character in ")]}")
         if depth > _MAX_DEPTH:
             raise ModelError(f"column {column}: brackets are nested deeper than {_MAX_DEPTH}")
+        if depth < 0:
+            raise ModelError(f"column {column}: a closing bracket without an opening one")
     if "^" in text:
         raise ModelError(f"column {text.index('^') + 1}: write powers as ** instead of ^")
     flat = re.sub(r"[\r\n\t]", " ", text)  # a model may be laid out over several lines
-    lead = len(flat) - len(flat.lstrip())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.parse(flat.strip(), mode="eval").body
+            # in brackets leading blanks are harmless; they shift every column by one
+            return ast.parse(f"({flat})", mode="eval").body
     except SyntaxError as error:
-        column = (error.offset or 1) + lead
+        column = max((error.offset or 2) - 1, 1)
         word = re.search(rf"\b({'|'.join(keyword.kwlist)})\b", flat)
         hint = f" ({word[0]!r} is a Python keyword; rename it)" if word else ""
         raise ModelError(f"column {column}: the model text cannot be read{hint}") from None
@@ -261,6 +266,10 @@ class _Builder:
             return g.call("heaviside", args[0], args[1] if len(args) == 2 else g.const(0.5))
         if name == "log" and len(args) == 2:
             return g.div(g.call("log", args[0]), g.call("log", args[1]))
+        if name == "polygamma" and len(args) == 2:  # how SymPy prints digamma and trigamma
+            if g.value(args[0]) not in (0.0, 1.0):
+                raise _fault(node, "polygamma is supported for orders 0 and 1 only")
+            return g.call("digamma" if g.value(args[0]) == 0.0 else "trigamma", args[1])
         if name not in ARITY or len(args) != ARITY[name]:
             raise _fault(node, f"{name} does not take {len(args)} argument(s)")
         return g.call(name, *args)
@@ -319,9 +328,9 @@ class _Builder:
         return value
 
 
-_VARIADIC = {"Min", "Max", "Heaviside"}
+_VARIADIC = {"Min", "Max", "Heaviside", "polygamma"}
 _KNOWN = ", ".join(sorted((ARITY.keys() | _VARIADIC | {"where", "Piecewise"}) - _INTERNAL))
 
 
 def _fault(node: ast.expr, text: str) -> ModelError:
-    return ModelError(f"column {node.col_offset + 1}: {text}")
+    return ModelError(f"column {node.col_offset}: {text}")

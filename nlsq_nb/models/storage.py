@@ -85,6 +85,10 @@ def from_data(data: Mapping[str, Any]) -> Definition:
         if data["format"] != _FORMAT:
             raise ModelError(f"model format {data['format']!r} is not known here")
         x, params = checked_names(data["x"], "x"), checked_names(data["params"], "params")
+        if set(x) & set(params):
+            raise ModelError(f"{sorted(set(x) & set(params))} is variable and parameter")
+        if not isinstance(data["name"], str | None):
+            raise ModelError("the stored model's name is not text")
         limits = {"x": len(x), "p": len(params)}
         graph, made = Graph(), list[int]()
         for op, args, numbers in data["nodes"]:

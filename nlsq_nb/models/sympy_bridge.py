@@ -279,9 +279,9 @@ def _log(g: Graph, u: int, base: int | None = None) -> int:
 
 
 def _polygamma(g: Graph, order: int, u: int) -> int:
-    if g.value(order) != 0.0:
-        raise ModelError("polygamma is supported for order 0 only")
-    return g.call("digamma", u)
+    if g.value(order) not in (0.0, 1.0):
+        raise ModelError("polygamma is supported for orders 0 and 1 only")
+    return g.call("digamma" if g.value(order) == 0.0 else "trigamma", u)
 
 
 def _acot(g: Graph, u: int) -> int:

@@ -141,4 +141,5 @@ def _functions() -> dict[str, Callable[..., Any]]:
         # comparing operands to drop one of them is what takes long
         "maximum": lambda u, v: sympy.Max(u, v, evaluate=False),
         "minimum": lambda u, v: sympy.Min(u, v, evaluate=False),
+        "trigamma": lambda u: sympy.polygamma(1, u),
     }

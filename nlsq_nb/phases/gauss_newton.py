@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.linsolve import column_norms, weakest_direction
+from nlsq_nb.core.linsolve import column_norms, rounding_error, weakest_direction
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.core.trust_region import Step, next_radius, trust_region_step
+from nlsq_nb.core.trust_region import Step, next_radius
 from nlsq_nb.core.varpro import reduced_norms, reduced_step, relax, schur
 from nlsq_nb.events import Event, StepDone, SumsComputed
 from nlsq_nb.phases.state import FitState, StopReason
@@ -28,6 +28,8 @@ Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _ACCEPT = 1e-4  # least share of the predicted reduction that a trial must bring
 _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are worth a pass
+_TRUSTED = 1e-6  # relative error up to which the linear parameters are solved for apart
+_SILENT = 1e-8  # y that is all zero has no scale: this share of the first sse stands for it
 _PROBE = 0.03  # relative change of a parameter that a probe makes
 
 
@@ -56,7 +58,9 @@ class GaussNewton:
         """Take the sums at the start, give the linear parameters their best values, judge."""
         sums = state.sums or objective(state.theta, 2)
         events: list[Event] = [SumsComputed(sums.n_rows, sums.sse)]
-        state = self._relax(replace(state, sums=sums, iteration=0, stop=None), objective)
+        signal = state.signal or _SILENT * sums.sse
+        state = replace(state, sums=sums, signal=signal, iteration=0, stop=None)
+        state = self._relax(replace(state, linear=_eliminated(state)), objective)
         state = replace(state, scale=self._norms(_sums(state), state.linear))
         return self._judge(state), events
 
@@ -75,7 +79,7 @@ class GaussNewton:
             iteration=state.iteration,
             limit=self.max_iterations,
             sse=_sums(state).sse,
-            grad_norm=float(np.linalg.norm(_sums(before).jtr)),
+            grad_norm=float(np.linalg.norm(before.normalizer.scales * _sums(before).jtr)),
             reduction=_sums(before).sse - trial_sse,
             radius=reach,
             accepted=state.sums is not before.sums,
@@ -95,9 +99,10 @@ class GaussNewton:
         # the point itself must not be worse, however good its relaxed linear parameters would be
         better = actual > _ACCEPT * step.predicted
         accepted = better and trial.sse <= _sums(state).sse
-        if not better and abs(actual) <= _noise(state):
-            # the cost cannot tell the points apart any more; the gradient still can
-            accepted = _offset(trial, state) < state.offset
+        if not better and abs(actual) <= (noise := _noise(state)):
+            # only linear parameters moved, or the cost cannot tell the points apart any more and
+            # the gradient still can
+            accepted = trial.sse < _sums(state).sse - noise or self._offset(moved) < state.offset
         length = float(np.linalg.norm((step.delta / state.normalizer.scales)[~state.linear]))
         reach = radius * length / step.norm if step.norm > 0.0 else radius
         radius = next_radius(radius, step, max(actual, 0.0) if accepted else actual)
@@ -105,6 +110,9 @@ class GaussNewton:
             norms = self._norms(trial, state.linear)
             state = replace(moved, scale=np.maximum(_scale(state), norms))
         state = replace(state, iteration=state.iteration + 1, radius=radius)
+        if accepted and np.any(_eliminated(state) != state.linear):
+            state = self._relax(replace(state, linear=_eliminated(state)), objective)
+            state = replace(state, radius=np.inf, scale=self._norms(_sums(state), state.linear))
         return self._judge(state, step, accepted), trial.sse, reach
 
     def _norms(self, sums: NormalSums, linear: NDArray[np.bool_]) -> Floats:
@@ -125,7 +133,8 @@ class GaussNewton:
         best = relax(sums.jtj, sums.jtr, state.linear, _room(state), self.ridge)
         least = max(sums.sse - best.predicted, 0.0)
         state = replace(state, relaxed=least)
-        hopeless = before is not None and least >= before.relaxed
+        doubt = 4.0 * sums.sse * rounding_error(sums.jtj[np.ix_(state.linear, state.linear)])
+        hopeless = before is not None and least >= before.relaxed + doubt
         worse = before is not None and sums.sse > _sums(before).sse
         if hopeless or (not worse and best.predicted <= _POLISH * least):
             return state
@@ -164,10 +173,11 @@ class GaussNewton:
     def _first_radius(self, state: FitState) -> float:
         """The D-norm of a step along the full one, `initial_radius` long in z."""
         full = self._solve(state, np.inf)
-        limited = ~state.linear
+        # a parameter that starts at 0 has no scale that could limit it
+        limited = ~state.linear & (state.theta != 0.0)
         length = float(np.linalg.norm((full.delta / state.normalizer.scales)[limited]))
         share = self.initial_radius / length if length > 0.0 else 1.0
-        norm = float(np.linalg.norm((_scale(state) * full.delta)[limited]))
+        norm = float(np.linalg.norm((_scale(state) * full.delta)[~state.linear]))
         return max(share * norm, float(np.finfo(np.float64).tiny))
 
     def _solve(self, state: FitState, radius: float) -> Step:
@@ -190,6 +200,12 @@ class GaussNewton:
         """The Gauss–Newton step of all free parameters together, for the tests."""
         return self._solve(replace(state, linear=np.zeros_like(state.linear)), np.inf)
 
+    def _offset(self, state: FitState) -> float:
+        """Relative offset at a point: how much of the residuals a full step would remove."""
+        sse = _sums(state).sse
+        gain = max(self._full(state).predicted, 0.0)
+        return float(np.sqrt(gain / sse)) if sse > 0.0 else 0.0
+
     def _judge(
         self, state: FitState, trial: Step | None = None, accepted: bool = True
     ) -> FitState:
@@ -198,7 +214,7 @@ class GaussNewton:
         if not sums.is_finite:
             return replace(state, stop=StopReason.STALLED)
         full = self._full(state)
-        offset = float(np.sqrt(max(full.predicted, 0.0) / sums.sse)) if sums.sse > 0.0 else 0.0
+        offset = self._offset(state)
         state = replace(state, offset=offset)
         if not np.any(full.delta) and not np.any(column_norms(sums.jtj)[state.free]):
             return replace(state, stop=StopReason.NOTHING_FREE)
@@ -228,14 +244,32 @@ def _scale(state: FitState) -> Floats:
     return state.scale
 
 
+def _eliminated(state: FitState) -> NDArray[np.bool_]:
+    """The parameters to eliminate: none while their own system cannot be solved to some digits.
+
+    Two nearly equal terms leave nothing but rounding in the Schur complement; an ordinary step of
+    all parameters leads away from there.
+    """
+    found, sums = state.separable, _sums(state)
+    if found.all() or not sums.is_finite:
+        return found
+    lost = rounding_error(sums.jtj[np.ix_(found, found)])
+    return found if lost <= _TRUSTED else np.zeros_like(found)
+
+
 def _room(state: FitState) -> tuple[Floats, Floats]:
     return state.lower - state.theta, state.upper - state.theta
 
 
 def _noise(state: FitState) -> float:
-    """Rounding error of the sse: residuals carry eps·|y| each (Cauchy–Schwarz over the rows)."""
-    sse = _sums(state).sse
-    return 4.0 * _EPS * float(np.sqrt(sse * state.signal)) + 4.0 * _EPS * sse
+    """Rounding error of the sse (Cauchy–Schwarz over the rows).
+
+    A residual carries eps times the largest of y and of the linear terms that cancel to give it.
+    """
+    sums, linear = _sums(state), state.linear
+    terms = np.max((state.theta * column_norms(sums.jtj))[linear] ** 2, initial=state.signal)
+    sse = sums.sse
+    return 4.0 * _EPS * float(np.sqrt(sse) * np.sqrt(terms)) + 4.0 * _EPS * sse
 
 
 def _move(state: FitState, delta: Floats) -> Floats:
@@ -260,12 +294,3 @@ def _weak_move(state: FitState, ridge: float) -> Floats | None:
     size = np.where(state.theta != 0.0, np.abs(state.theta), state.normalizer.scales)
     largest = float(np.max(np.abs(move) / size))
     return _PROBE / largest * move if largest > 0.0 else None
-
-
-def _offset(sums: NormalSums, state: FitState) -> float:
-    """Relative offset at a trial point, bounds aside."""
-    free = state.free
-    h, g = sums.jtj[np.ix_(free, free)], sums.jtr[free]
-    unlimited = (np.full(len(g), -np.inf), np.full(len(g), np.inf))
-    full = trust_region_step(h, g, column_norms(h), np.inf, unlimited, 0.0)
-    return float(np.sqrt(max(full.predicted, 0.0) / sums.sse)) if sums.sse > 0.0 else 0.0

@@ -63,12 +63,14 @@ def setup(
                 f"[{lower[k]}, {upper[k]}]"
             )
     free = lower < upper
+    separable = np.array([name in linear for name in names]) & free
     return FitState(
         theta=theta,
         normalizer=ParameterNormalizer(theta, bounds, strategy),
         lower=lower,
         upper=upper,
         free=free,
-        linear=np.array([name in linear for name in names]) & free,
+        separable=separable,
+        linear=separable,
         signal=signal,
     )

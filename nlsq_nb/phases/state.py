@@ -53,8 +53,10 @@ class FitState:
         Bounds, ±inf where there are none; once, by setup.
     free : ndarray of bool, shape (p,)
         Parameters that are not fixed by lower == upper; once, by setup.
+    separable : ndarray of bool, shape (p,)
+        Free parameters that may be eliminated by variable projection; once, by setup.
     linear : ndarray of bool, shape (p,)
-        Free parameters that are eliminated by variable projection; once, by setup.
+        Those that are, unless their own system is too ill-conditioned; every accepted step.
     signal : float
         Σ w y² of the data, the scale of rounding errors; once, by setup.
     sums : NormalSums or None
@@ -80,6 +82,7 @@ class FitState:
     lower: Floats
     upper: Floats
     free: NDArray[np.bool_]
+    separable: NDArray[np.bool_]
     linear: NDArray[np.bool_]
     signal: float
     sums: NormalSums | None = None

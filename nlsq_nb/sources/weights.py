@@ -49,7 +49,7 @@ def weights_from_sigma(sigma: Any, shape: tuple[int, ...]) -> NDArray[np.float64
         row = int(np.argwhere(np.atleast_1d(wrong))[0][-1])
         value = np.atleast_1d(array)[..., row].ravel()[0]
         raise DataError(f"sigma is {value} at row {row}; it must be positive and finite")
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", divide="ignore"):
         weights = np.broadcast_to(1.0 / array**2, shape).copy()
     if not np.isfinite(weights).all() or not (weights > 0.0).all():
         row = int(np.argwhere(~(np.isfinite(weights) & (weights > 0.0)))[0][-1])

@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCED = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     pytest.param(text, id=f"{page.relative_to(ROOT)}:{number}")
     for page in PAGES
-    for number, text in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S), 1)
+    for number, text in enumerate(FENCED.findall(page.read_text("utf-8")), 1)
 ]
 
 
@@ -33,6 +34,6 @@ def test_docstring_examples(name):
 
 
 def test_readme_begins_with_two_shell_blocks():
-    fences = re.findall(r"^```(\w*)$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    fences = re.findall(r"^```(\w*)$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     assert fences[0] == "sh"
     assert fences[2] == "sh"

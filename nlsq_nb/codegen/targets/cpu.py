@@ -16,7 +16,7 @@ from nlsq_nb.core.layout import BLOCK, packed_index
 
 __all__ = ["render"]
 
-_FUSED = 12  # largest p whose sums live in scalars; above, J of a sub-block is tiled
+_FUSED = 6  # largest p whose sums live in scalars; above, they take long to compile and J is tiled
 _SUB = 256  # points of a sub-block: p·256 doubles stay in the first-level cache
 
 

@@ -39,8 +39,9 @@ def render(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
-_SPECIAL = {"erf", "erfc", "gamma", "lgamma", "digamma"}
+_SPECIAL = {"erf", "erfc", "gamma", "lgamma", "digamma", "trigamma"}
 _REFERENCE_HELPERS = {
+    "trigamma": "def trigamma(u):\n    return special.polygamma(1, u)\n",
     "sinc": "def sinc(u):\n    return np.sinc(u / np.pi)\n",
     "dsinc": '''def dsinc(u):
     """Derivative of sin(u)/u; its series near 0, where the quotient cancels."""
