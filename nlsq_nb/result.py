@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nlsq_nb.errors import DataError
 from nlsq_nb.report.text import report
 
 __all__ = ["FitResult"]
@@ -126,6 +127,10 @@ class FitResult:
     def __contains__(self, key: object) -> bool:
         """Whether `result[key]` exists."""
         return isinstance(key, str) and not key.startswith("_") and hasattr(self, key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The numbers without the data, so that results can be sent between processes."""
+        return {**vars(self), "_residuals": _not_kept}
 
     # -- derived values ----------------------------------------------------------------------
     @property
@@ -246,6 +251,10 @@ class FitResult:
         data["pcov"] = self.pcov.tolist()
         data["model"] = self.model_text
         return json.dumps(_plain(data), allow_nan=False)
+
+
+def _not_kept() -> Floats:
+    raise DataError("the residuals stayed with the data in the process of the fit; use predict(x)")
 
 
 def _plain(value: Any) -> Any:

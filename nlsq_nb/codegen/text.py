@@ -42,7 +42,9 @@ def to_text(graph: Graph, root: int, variables: Sequence[str], params: Sequence[
         elif node.op == "add":
             memo[index] = (_sum(node.numbers, parts), _SUM)
         elif node.op == "mul":
-            memo[index] = _product(node.numbers, parts)
+            order = sorted(range(len(parts)), key=lambda k: graph.varies(node.args[k]))
+            powers = [node.numbers[1 + k] for k in order]
+            memo[index] = _product((node.numbers[0], *powers), [parts[k] for k in order])
         elif node.op == "pow":
             memo[index] = (f"{_wrap(parts[0], _ATOM)}**{_wrap(parts[1], _ATOM)}", _POWER)
         elif node.op in _SIGNS:

@@ -93,4 +93,4 @@ def function_name(f: Callable[..., Any]) -> str:
     str
         Its name.
     """
-    return getattr(f, "__name__", "function")
+    return getattr(f, "__name__", "function").strip("<>")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from nlsq_nb.errors import StopFit
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.protocols import Objective, Observer, Phase
@@ -37,12 +39,14 @@ def run(
     KeyboardInterrupt
         When it comes before the first point has been evaluated.
     """
-    state, events = phase.init(state, objective)
+    with np.errstate(all="ignore"):  # overflow shows as a non-finite trial, which is rejected
+        state, events = phase.init(state, objective)
     try:
         for event in events:
             emit(event)
         while phase.stop(state) is None:
-            state, events = phase.step(state, objective)
+            with np.errstate(all="ignore"):
+                state, events = phase.step(state, objective)
             for event in events:
                 emit(event)
     except StopFit:

@@ -202,9 +202,7 @@ class GaussNewton:
 
     def _offset(self, state: FitState) -> float:
         """Relative offset at a point: how much of the residuals a full step would remove."""
-        sse = _sums(state).sse
-        gain = max(self._full(state).predicted, 0.0)
-        return float(np.sqrt(gain / sse)) if sse > 0.0 else 0.0
+        return _relative(self._full(state), _sums(state))
 
     def _judge(
         self, state: FitState, trial: Step | None = None, accepted: bool = True
@@ -214,7 +212,7 @@ class GaussNewton:
         if not sums.is_finite:
             return replace(state, stop=StopReason.STALLED)
         full = self._full(state)
-        offset = self._offset(state)
+        offset = _relative(full, sums)
         state = replace(state, offset=offset)
         if not np.any(full.delta) and not np.any(column_norms(sums.jtj)[state.free]):
             return replace(state, stop=StopReason.NOTHING_FREE)
@@ -223,7 +221,7 @@ class GaussNewton:
         if offset <= self.tol and (state.probed or _weak_move(state, self.ridge) is None):
             return replace(state, stop=StopReason.RELATIVE_OFFSET)
         if not accepted and trial is not None:
-            if full.predicted <= _noise(state):
+            if full.predicted <= _noise(state, cancelling=False):
                 return replace(state, stop=StopReason.ROUNDING)
             if np.all(_move(state, trial.delta) == state.theta) or state.radius <= _EPS * float(
                 np.linalg.norm(_scale(state) * state.theta)
@@ -244,6 +242,10 @@ def _scale(state: FitState) -> Floats:
     return state.scale
 
 
+def _relative(full: Step, sums: NormalSums) -> float:
+    return float(np.sqrt(max(full.predicted, 0.0) / sums.sse)) if sums.sse > 0.0 else 0.0
+
+
 def _eliminated(state: FitState) -> NDArray[np.bool_]:
     """The parameters to eliminate: none while their own system cannot be solved to some digits.
 
@@ -261,15 +263,17 @@ def _room(state: FitState) -> tuple[Floats, Floats]:
     return state.lower - state.theta, state.upper - state.theta
 
 
-def _noise(state: FitState) -> float:
+def _noise(state: FitState, *, cancelling: bool = True) -> float:
     """Rounding error of the sse (Cauchy–Schwarz over the rows).
 
-    A residual carries eps times the largest of y and of the linear terms that cancel to give it.
+    A residual carries eps times the size of y or, when `cancelling` counts, of the linear terms
+    that cancel to give it.
     """
-    sums, linear = _sums(state), state.linear
-    terms = np.max((state.theta * column_norms(sums.jtj))[linear] ** 2, initial=state.signal)
-    sse = sums.sse
-    return 4.0 * _EPS * float(np.sqrt(sse) * np.sqrt(terms)) + 4.0 * _EPS * sse
+    sums, scale = _sums(state), state.signal
+    if cancelling:
+        terms = (state.theta * column_norms(sums.jtj))[state.linear] ** 2
+        scale = float(np.max(terms, initial=scale))
+    return 4.0 * _EPS * float(np.sqrt(sums.sse) * np.sqrt(scale)) + 4.0 * _EPS * sums.sse
 
 
 def _move(state: FitState, delta: Floats) -> Floats:

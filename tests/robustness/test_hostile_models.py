@@ -42,10 +42,13 @@ def _warm():
 
 
 def refused(build, *args, text="", **options):
-    begin = time.thread_time()  # of the processor, so that a busy machine does not count
-    with pytest.raises(ModelError, match=text or None) as caught:
-        build(*args, **options)
-    assert time.thread_time() - begin < SECONDS
+    spent = []
+    while len(spent) < 3 and (not spent or min(spent) >= SECONDS):  # a garbage collection can fall into one try
+        begin = time.thread_time()  # of the processor, so that a busy machine does not count
+        with pytest.raises(ModelError, match=text or None) as caught:
+            build(*args, **options)
+        spent.append(time.thread_time() - begin)
+    assert min(spent) < SECONDS
     assert len(str(caught.value)) < 1500
     return caught.value
 

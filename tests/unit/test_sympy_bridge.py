@@ -185,10 +185,10 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("expr", "text"), HOSTILE, ids=range(len(HOSTILE)))
 def test_refused_fast(expr, text) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(ModelError, match=text):
         from_sympy(expr, ("x",), None)
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 def test_subclasses_of_supported_functions_are_refused() -> None:
@@ -205,17 +205,17 @@ def test_shared_subexpressions_are_visited_once() -> None:
         value = sympy.Add(
             sympy.Mul(value, value, evaluate=False), sympy.sin(value, evaluate=False), evaluate=False
         )
-    started = time.perf_counter()
+    started = time.thread_time()
     assert len(from_sympy(value, ("x",), None)[0].nodes) < 1000
-    assert time.perf_counter() - started < 0.1
+    assert time.thread_time() - started < 0.1
 
 
 def test_long_sums() -> None:
     terms = [sympy.Mul(a, sympy.Pow(x, k), evaluate=False) for k in range(2, 10_002)]
     expr = sympy.Add(*terms, evaluate=False)
-    started = time.perf_counter()
+    started = time.thread_time()
     graph, roots, params = from_sympy(expr, ("x",), None)
-    assert time.perf_counter() - started < 2.0
+    assert time.thread_time() - started < 2.0
     assert params == ("a",)
     assert len(graph.nodes[roots[0]].args) == 10_000
 
@@ -268,9 +268,9 @@ class TestWriting:
         graph = Graph()
         base = graph.combine(0.0, [(3.0, graph.param(0))])
         root = graph.power(base, graph.const(1e9))
-        started = time.perf_counter()
+        started = time.thread_time()
         (written,) = to_sympy(graph, [root], ("x",), ("a",))
-        assert time.perf_counter() - started < 0.1
+        assert time.thread_time() - started < 0.1
         assert written.args == (3 * a, sympy.Integer(10**9))
 
 
