@@ -126,6 +126,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         config_fields["validate_numerics"] = False
     options = config_from(config, config_fields)
     _check_options(method, loss, f_scale, nan_policy)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback={callback!r} cannot be called")
     model = as_model(f, xdata, _rows(ydata), _length(p0), jac)
     lower, upper = _bounds(bounds, model)
     if method == "lm" and (np.isfinite(lower).any() or np.isfinite(upper).any()):
@@ -150,8 +152,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     )
     if not full_output:
         return result
-    scale = 1.0 if sigma is None else np.asarray(sigma, dtype=np.float64)
-    info = {"nfev": result.nfev, "fvec": -result.fun / scale}  # SciPy's sign
+    info = {"nfev": result.nfev, "fvec": -result.fun * source.root_weights()}  # SciPy's sign
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
 
 
@@ -197,11 +198,11 @@ def _bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
 
 
 def _pair(bounds: Mapping[str, Any], name: str) -> tuple[Any, Any]:
-    try:
-        lower, upper = bounds.get(name, (-np.inf, np.inf))
-    except (TypeError, ValueError):
-        raise DataError(f"bounds[{name!r}] is {bounds[name]!r}; (lower, upper) is needed") from None
-    return lower, upper
+    pair = bounds.get(name, (None, None))
+    if isinstance(pair, str) or np.size(pair) != 2:
+        raise DataError(f"bounds[{name!r}] is {pair!r}; (lower, upper) is needed")
+    lower, upper = pair
+    return (-np.inf if lower is None else lower), (np.inf if upper is None else upper)
 
 
 def _start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:

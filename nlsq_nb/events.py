@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Event", "FirstPassStarted", "PhaseDone", "PhaseStarted", "StepDone", "SumsComputed"]
+__all__ = ["Event", "FirstPassStarted", "PhaseDone", "PhaseStarted", "StepDone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +64,6 @@ class FirstPassStarted(Event):
 
     n_chunks: int
     n_rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class SumsComputed(Event):
-    """The first pass of a phase is done.
-
-    Attributes
-    ----------
-    n_rows : int
-        Rows summed.
-    sse : float
-        Σ w r² there.
-    """
-
-    n_rows: int
-    sse: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.codegen.evaluate import evaluate
-from nlsq_nb.codegen.ir import AnyProgram
+from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.errors import DataError, NumericsError
+from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.protocols import Engine, Source
 
-__all__ = ["DataObjective", "DataSummary", "require_finite", "summarize"]
+__all__ = ["DataObjective", "DataSummary", "require_finite", "require_rowwise", "summarize"]
 
 Floats = NDArray[np.float64]
 _SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
@@ -110,6 +110,8 @@ def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSumm
         rows += chunk.n_rows
     if check and not np.isfinite(moments.signal):
         raise DataError("the sum of squares of ydata (over sigma) overflows float64; rescale them")
+    if moments.largest > 0.0 and moments.signal < np.finfo(np.float64).tiny:
+        raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
     return DataSummary(rows, residuals, moments.signal, moments.spread)
 
 
@@ -119,6 +121,7 @@ class _Moments:
     def __init__(self) -> None:
         self.signal = self.spread = 0.0
         self._weight = self._mean = 0.0
+        self.largest = 0.0
 
     def add(self, y: NDArray[Any], w: NDArray[Any] | None) -> None:
         """Take the rows of a chunk, which starts on a block boundary."""
@@ -134,6 +137,7 @@ class _Moments:
     def _blocks(self, y: Floats, w: Floats) -> None:
         if not y.size:
             return
+        self.largest = max(self.largest, float(np.max(np.abs(y))))
         total, first = w.sum(axis=1), (w * y).sum(axis=1)
         mean = first / total
         spread = (w * (y - mean[:, None]) ** 2).sum(axis=1)
@@ -157,6 +161,41 @@ def _require_finite_column(label: str, column: NDArray[Any], start: int) -> None
         raise DataError(
             f"{label} contains a non-finite value, {column[row]} at row {start + row}; remove such "
             "rows or pass nan_policy='omit'"
+        )
+
+
+def require_rowwise(program: AnyProgram, source: Source, theta: Floats) -> None:
+    """Refuse a NumPy function whose value at a row depends on other rows.
+
+    Parameters
+    ----------
+    program : AnyProgram
+        The model; only functions that are called as they are need the check.
+    source : Source
+        The rows; looked at when there is more than one block of them.
+    theta : ndarray, shape (p,)
+        The start.
+
+    Raises
+    ------
+    ModelError
+        When two blocks together give other values than one by one.
+    """
+    if not isinstance(program, OpaqueProgram) or source.n_rows <= BLOCK:
+        return
+    chunk = next(iter(source.chunks()))
+    columns = tuple(c[: 2 * BLOCK].astype(np.float64, copy=False) for c in chunk.x)
+    whole = program.values(columns, theta)
+    parts = [
+        program.values(tuple(c[rows] for c in columns), theta)
+        for rows in (slice(0, BLOCK), slice(BLOCK, None))
+        if len(columns[0][rows])
+    ]
+    apart = np.concatenate(parts, axis=1)
+    if not np.allclose(whole, apart, rtol=1e-9, atol=0.0, equal_nan=True):
+        raise ModelError(
+            "the model function gives other values for all rows together than block by block (a "
+            "mean, a sort, a cumulative sum?); compute what needs all rows before the fit"
         )
 
 

@@ -20,7 +20,7 @@ from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.errors import ConvergenceWarning, CovarianceWarning, DataError
 from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted
 from nlsq_nb.models.symbolic import Model
-from nlsq_nb.objective import DataObjective, DataSummary, require_finite, summarize
+from nlsq_nb.objective import DataObjective, DataSummary, require_finite, require_rowwise, summarize
 from nlsq_nb.observe.callback import CallbackObserver
 from nlsq_nb.observe.progress import ProgressLog, shown
 from nlsq_nb.phases.driver import run
@@ -99,12 +99,14 @@ class AdaptiveHybridStreamingOptimizer:
         NumericsError
             When the model is not finite at the start.
         """
-        with shown(self._options.report.verbose):
+        # overflow shows as a non-finite trial, which is rejected, not as a warning
+        with shown(self._options.report.verbose), np.errstate(all="ignore"):
             emit = self._observers(callback)
             clock = _Clock(emit)
             with clock.phase(0, "normalization_setup"):
                 summary = summarize(source, model.x, self._options.data.validate)
                 state = self._setup(model, p0, bounds, summary)
+                require_rowwise(model.program, source, p0)
                 kernel = self._backend.compile(model.program, source.dtype)
                 objective = DataObjective(
                     LocalEngine(self._backend, kernel, source),
@@ -170,11 +172,12 @@ class AdaptiveHybridStreamingOptimizer:
         state, stop = outcome.state, outcome.state.stop
         assert state.sums is not None
         assert stop is not None
+        sse = state.sums.sse
         notes = _notes(model, outcome)
         if getattr(source, "n_omitted", 0):
             notes.append(f"{source.n_omitted} rows with non-finite values were left out")  # type: ignore[attr-defined]
         if not stop.success:
-            warnings.warn(f"{stop.value} (sse={state.sums.sse:g})", ConvergenceWarning, stacklevel=4)
+            warnings.warn(f"{stop.value} (sse={sse:g})", ConvergenceWarning, stacklevel=4)
         weak = [n for n, u in zip(model.params, outcome.covariance.undetermined, strict=True) if u]
         if weak:
             warnings.warn(
@@ -189,7 +192,7 @@ class AdaptiveHybridStreamingOptimizer:
             success=stop.success,
             status=stop,
             message=stop.value,
-            sse=state.sums.sse,
+            sse=sse,
             n_points=summary.n_residuals,
             dof=outcome.dof,
             nit=sum(clock.iterations.values()),
@@ -209,9 +212,12 @@ class AdaptiveHybridStreamingOptimizer:
                 "phase_iterations": clock.iterations,
                 "total_time": clock.total,
                 "data_passes": objective.passes,
+                "condition": outcome.covariance.condition,
                 "backend": self._backend.name,
             },
-            _residuals=lambda: _residuals(model, source, state.theta),
+            _residuals=lambda: _residuals(
+                model, source, state.theta, sse, summary.signal
+            ),
             _model=model,
         )
 
@@ -233,13 +239,25 @@ def _notes(model: Model, outcome: Outcome) -> list[str]:
     return notes
 
 
-def _residuals(model: Model, source: Source, theta: Floats) -> Floats:
+def _residuals(
+    model: Model, source: Source, theta: Floats, sse: float, signal: float
+) -> Floats:
     """Residuals y − f for all rows, in the shape of y."""
 
     def of(chunk: Chunk) -> Floats:
         columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
         return np.asarray(np.stack(chunk.y) - evaluate(model.program, "values", columns, theta))
 
+    def squares(chunk: Chunk) -> float:
+        w = 1.0 if chunk.w is None else np.stack(chunk.w)
+        return float(np.sum(w * of(chunk) ** 2))
+
+    found = sum(squares(chunk) for chunk in source.chunks())
+    if not np.isclose(found, sse, rtol=1e-6, atol=1e-12 * sse + 1e-20 * signal):
+        raise DataError(
+            f"the residuals do not give the sse of the fit ({found:g} instead of {sse:g}): either "
+            "the arrays were changed since, or the model function treats rows together"
+        )
     parts = np.concatenate([of(chunk) for chunk in source.chunks()], axis=1)
     return parts if model.n_outputs > 1 else parts[0]
 

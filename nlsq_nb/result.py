@@ -18,13 +18,15 @@ from nlsq_nb.report.text import report
 __all__ = ["FitResult"]
 
 Floats = NDArray[np.float64]
+# computed when asked for; fun too, but that needs a pass over the data
+_DERIVED = ("x", "perr", "cost", "chi2", "reduced_chi2", "r_squared", "aic", "bic", "correlation", "params")
 
 
 @dataclass(frozen=True, eq=False)
 class FitResult:
     """The outcome of a fit; `popt, pcov = result` works as SciPy's return value does.
 
-    Every attribute is also reached as `result["name"]`; `dict(result)` holds the stored ones.
+    Every value is also reached as `result["name"]`; `dict(result)` holds all but `fun`.
 
     Parameters
     ----------
@@ -69,7 +71,7 @@ class FitResult:
     notes : tuple of str
         What a reader of the numbers should know.
     streaming_diagnostics : dict
-        Timings, iterations and passes by phase.
+        Timings, iterations and passes by phase; `condition`, that of the column-scaled JᵀJ.
     _residuals : callable
         Computes `fun`; private.
     _model : Model
@@ -101,6 +103,11 @@ class FitResult:
     _residuals: Callable[[], Floats] = field(repr=False)
     _model: Any = field(repr=False)
 
+    def __post_init__(self) -> None:
+        """Results are facts: their arrays cannot be written to."""
+        for array in (self.popt, self.pcov, self.grad, self.active_mask, *self.bounds):
+            array.setflags(write=False)
+
     # -- as a tuple and as a mapping ---------------------------------------------------------
     def __iter__(self) -> Iterator[Any]:
         """Unpack to (popt, pcov)."""
@@ -114,19 +121,47 @@ class FitResult:
         tuple of str
             Keys for `result[key]`.
         """
-        return tuple(name for name in self.__dataclass_fields__ if not name.startswith("_"))
+        stored = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
+        return (*stored, *_DERIVED)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Keys and values.
+
+        Returns
+        -------
+        list of tuple
+            `(name, value)` for every key.
+        """
+        return [(name, self[name]) for name in self.keys()]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value by name.
+
+        Parameters
+        ----------
+        key : str
+            An attribute.
+        default : Any
+            Returned when there is none of that name.
+
+        Returns
+        -------
+        Any
+            The value.
+        """
+        return self[key] if key in self else default  # noqa: SIM401 - this is that method
 
     def __getitem__(self, key: str | int) -> Any:
         """An attribute by name, or popt and pcov by 0 and 1."""
         if isinstance(key, int):
             return (self.popt, self.pcov)[key]
-        if key.startswith("_") or not hasattr(self, key):
+        if key not in self:
             raise KeyError(key)
         return getattr(self, key)
 
     def __contains__(self, key: object) -> bool:
         """Whether `result[key]` exists."""
-        return isinstance(key, str) and not key.startswith("_") and hasattr(self, key)
+        return key in self.keys() or key == "fun"
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers without the data, so that results can be sent between processes."""
@@ -218,6 +253,11 @@ class FitResult:
         ndarray
             float64, one value per row.
         """
+        k = len(self._model.x)
+        if k > 1 and np.shape(x) == (k, k):
+            raise DataError(
+                f"x of shape ({k}, {k}) can be read by rows or by columns; give a mapping of columns"
+            )
         return np.asarray(self._model(x, *self.popt))
 
     # -- for people and files ----------------------------------------------------------------

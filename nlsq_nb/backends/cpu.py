@@ -22,6 +22,7 @@ from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.sums import Accumulator
+from nlsq_nb.errors import ModelError
 
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
@@ -84,7 +85,10 @@ class CpuKernel:
         try:
             # no rows: compiles, or loads from disk, before threads start
             getattr(module, name)(0, 0, *columns, *rest)
-        except Exception:
+        except Exception as error:
+            if isinstance(self.program, PointProgram):
+                first = str(error).strip().splitlines()[0]
+                raise ModelError(f"point or jac_point cannot be compiled: {first}") from error
             if not module.CACHE:
                 raise
             # Numba's files beside the module are damaged: do without them from now on

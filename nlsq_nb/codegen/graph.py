@@ -73,10 +73,6 @@ class Graph:
         """Whether parameter number `param` occurs in the expression."""
         return bool(self._params[node] >> param & 1)
 
-    def has_params(self, node: int) -> bool:
-        """Whether any parameter occurs in the expression."""
-        return self._params[node] != 0
-
     def varies(self, node: int) -> bool:
         """Whether the value can differ from point to point."""
         return self._varies[node]
@@ -264,10 +260,22 @@ class Graph:
             return self.logic(op, *args)
         return self.where(*args) if op == "where" else self.call(op, *args)
 
+    def _check_kinds(self, node: Node) -> None:
+        """Conditions go to `where` and to logic, numbers everywhere else."""
+        if node.op in LOGIC:
+            wanted = [True] * (1 if node.op == "not" else 2)
+        elif node.op == "where":
+            wanted = [True, False, False]
+        else:
+            wanted = [False] * len(node.args)
+        if [self.is_condition(arg) for arg in node.args] != wanted:
+            raise ModelError(f"{node.op} takes conditions and numbers in other places")
+
     def _intern(self, node: Node) -> int:
         known = self._index.get(node)
         if known is not None:
             return known
+        self._check_kinds(node)
         self._operands += max(1, len(node.args))
         if self._operands > MAX_NODES:
             raise ModelError(f"the model and its derivatives exceed {MAX_NODES} operations")

@@ -44,4 +44,6 @@ def render(program: Program | PointProgram, target: str, weighted: bool = False)
         return cuda.render(program, weighted)
     if target == "reference" and isinstance(program, Program):
         return reference.render(program)
-    raise ModelError(f"target {target!r} is not available here; targets: {', '.join(TARGETS)}")
+    if target == "reference":
+        raise ModelError("hand-written scalar functions have no NumPy text; targets: cpu, cuda")
+    raise ModelError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")

@@ -35,7 +35,7 @@ def to_text(graph: Graph, root: int, variables: Sequence[str], params: Sequence[
         parts = [memo[arg] for arg in node.args]
         if node.op == "const":
             value = node.numbers[0]
-            memo[index] = (f"{value:.12g}", _ATOM if value >= 0 else _SUM)
+            memo[index] = (_number(value), _ATOM if value >= 0 else _SUM)
         elif node.op in ("x", "p"):
             names = variables if node.op == "x" else params
             memo[index] = (names[int(node.numbers[0])], _ATOM)
@@ -84,16 +84,21 @@ def count_operations(graph: Graph, roots: Sequence[int]) -> int:
     return sum(size[root] for root in roots)
 
 
+def _number(value: float) -> str:
+    """All digits, but no point on whole numbers."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else repr(value)
+
+
 def _wrap(part: tuple[str, int], level: int) -> str:
     return part[0] if part[1] >= level else f"({part[0]})"
 
 
 def _sum(numbers: tuple[float, ...], parts: list[tuple[str, int]]) -> str:
-    text = f"{numbers[0]:.12g}" if numbers[0] != 0.0 else ""
+    text = f"{_number(numbers[0])}" if numbers[0] != 0.0 else ""
     ordered = sorted(zip(numbers[1:], parts, strict=True), key=lambda pair: pair[0] < 0)
     for c, part in ordered:
         sign = "-" if c < 0 else "+"
-        body = _wrap(part, _PRODUCT) if abs(c) == 1.0 else f"{abs(c):.12g}*{_wrap(part, _PRODUCT)}"
+        body = _wrap(part, _PRODUCT) if abs(c) == 1.0 else f"{_number(abs(c))}*{_wrap(part, _PRODUCT)}"
         text = f"{text} {sign} {body}" if text else (f"-{body}" if c < 0 else body)
     return text
 
@@ -107,7 +112,7 @@ def _product(numbers: tuple[float, ...], parts: list[tuple[str, int]]) -> tuple[
         (top if k > 0 else bottom).append(body)
     c = numbers[0]
     if abs(c) != 1.0 or not top:
-        top.insert(0, f"{abs(c):.12g}")
+        top.insert(0, f"{_number(abs(c))}")
     text = "*".join(top)
     if bottom:
         text += f"/{bottom[0]}" if len(bottom) == 1 else f"/({'*'.join(bottom)})"

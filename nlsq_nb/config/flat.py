@@ -12,6 +12,15 @@ from nlsq_nb.config.groups import Groups
 
 __all__ = ["HybridStreamingConfig", "config_from"]
 
+# what SciPy's solvers call them
+_SCIPY = {
+    "maxfev": "gauss_newton_max_iterations",
+    "max_nfev": "gauss_newton_max_iterations",
+    "ftol": "gauss_newton_tol",
+    "xtol": "gauss_newton_tol",
+    "gtol": "gauss_newton_tol",
+}
+
 
 @dataclass(slots=True)
 class HybridStreamingConfig:
@@ -35,7 +44,8 @@ class HybridStreamingConfig:
     regularization_factor : float
         Relative ridge where JᵀWJ is numerically singular.
     chunk_size : int
-        Rows handed to the backend at a time, rounded up to whole blocks.
+        Rows handed to the backend at a time, rounded up to whole blocks; arrays in memory, where
+        nothing has to be read, are handed over in chunks of 4,194,304 rows at least.
     precision : {"float64", "float32", "auto"}
         Storage of the data; auto keeps the dtype of the data. Sums are float64 always.
     validate_numerics : bool
@@ -102,7 +112,7 @@ def _known(names: Iterable[str]) -> None:
     known = [f.name for f in fields(HybridStreamingConfig)]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = [_SCIPY[name]] if name in _SCIPY else difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TypeError(f"unexpected keyword argument {name!r}{hint}")
 

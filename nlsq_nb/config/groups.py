@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -115,16 +116,16 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def _integer(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ConfigError(f"{name}={value!r}; an integer ≥ {least} is needed")
 
 
 def _real(
     name: str, value: Any, above: float | None = None, least: float | None = None
 ) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
         raise ConfigError(f"{name}={value!r}; a number is needed")
-    if above is not None and not value > above:
+    if above is not None and not float(value) > above:
         raise ConfigError(f"{name}={value!r}; a number > {above:g} is needed")
-    if least is not None and not value >= least:
+    if least is not None and not float(value) >= least:
         raise ConfigError(f"{name}={value!r}; a number ≥ {least:g} is needed")

@@ -67,6 +67,7 @@ def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covarianc
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             block = inverse / norms[used][:, None] / norms[used][None, :]
             matrix[np.ix_(used, used)] = block * (variance if np.isfinite(variance) else 1.0)
+    undetermined |= ~np.isfinite(np.diagonal(matrix))
     if not np.isfinite(variance):
         undetermined = undetermined | free
     matrix[undetermined, :] = np.nan

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-__all__ = ["SINGULAR", "column_norms", "rounding_error", "solve_positive", "weakest_direction"]
+__all__ = ["SINGULAR", "column_norms", "rounding_error", "solve_positive", "weak_directions"]
 
 SINGULAR = 1e-14
 """Eigenvalues of a column-scaled JᵀJ below p times this share of the largest count as zero.
@@ -90,25 +90,30 @@ def rounding_error(matrix: Floats) -> float:
     return float(min(1.0, _EPS * values[-1] / max(values[0], _EPS * values[-1])))
 
 
-def weakest_direction(matrix: Floats) -> tuple[Floats, bool]:
-    """The direction that JᵀJ determines least, and whether it is numerically singular there.
+def weak_directions(matrix: Floats, at_least: int = 0) -> list[Floats]:
+    """The directions in which JᵀJ is numerically singular, weakest first.
 
     Parameters
     ----------
     matrix : ndarray, shape (p, p)
         JᵀWJ; parameters with a zero column are left out of account.
+    at_least : int
+        How many of the weakest directions to give even where it is regular.
 
     Returns
     -------
-    tuple of (ndarray of shape (p,), bool)
-        A direction in the units of the parameters, zero when there is none.
+    list of ndarray, each (p,)
+        Directions in the units of the parameters.
     """
     norms = column_norms(matrix)
     used = norms > 0.0
-    direction = np.zeros_like(norms)
     if not used.any():
-        return direction, False
+        return []
     scaled = matrix[np.ix_(used, used)] / np.outer(norms[used], norms[used])
     values, vectors = linalg.eigh(scaled, check_finite=False)
-    direction[used] = vectors[:, 0] / norms[used]
-    return direction, bool(values[0] <= len(values) * SINGULAR * values[-1])
+    count = max(at_least, int(np.sum(values <= len(values) * SINGULAR * values[-1])))
+    found = []
+    for k in range(min(count, len(values))):
+        found.append(np.zeros_like(norms))
+        found[-1][used] = vectors[:, k] / norms[used]
+    return found

@@ -182,11 +182,6 @@ class Accumulator:
         if self.position % SEGMENT == 0:
             self._close()
 
-    def add_whole(self, sums: NormalSums) -> None:
-        """Take a chunk that a device has already reduced in its own fixed order."""
-        self.position += sums.n_rows
-        self._total = self._total + sums
-
     def result(self) -> NormalSums:
         """The sums of everything taken."""
         self._close()

@@ -11,6 +11,8 @@ from nlsq_nb.errors import ModelError
 
 __all__ = ["argument_names", "checked_names", "function_name"]
 
+_MOST = 20_000
+
 
 def checked_names(names: str | Sequence[str], field: str) -> tuple[str, ...]:
     """Names as a tuple, each a distinct identifier that is not a keyword.
@@ -40,6 +42,8 @@ def checked_names(names: str | Sequence[str], field: str) -> tuple[str, ...]:
     for name in found:
         if type(name) is not str or not name.isidentifier() or keyword.iskeyword(name):
             raise ModelError(f"{field}: {str(name)[:40]!r} is not a usable name; use an identifier")
+    if len(found) > _MOST:
+        raise ModelError(f"{field}: {len(found)} names; at most {_MOST} are supported")
     if not found or len(set(found)) != len(found):
         raise ModelError(f"{field}: names must be given and differ, got {found}")
     return found

@@ -48,7 +48,7 @@ def opaque_program(
         return columns[0] if n_vars == 1 else np.stack(columns)
 
     def call(x: NDArray[np.float64], theta: NDArray[Any], rows: int) -> NDArray[Any]:
-        out = np.asarray(f(x, *theta))
+        out = _real_array(f(x, *theta), np.iscomplexobj(theta))
         if out.shape not in ((rows,), ()):
             raise ModelError(f"f returned shape {out.shape} for {rows} rows; ({rows},) is needed")
         return np.broadcast_to(out, (rows,))
@@ -73,6 +73,13 @@ def opaque_program(
         return out
 
     return OpaqueProgram(n_vars, n_params, 1, values, given if callable(jac) else numeric)
+
+
+def _real_array(values: Any, complex_step: bool) -> NDArray[Any]:
+    out = np.asarray(values)
+    if out.dtype.kind not in ("fiubc" if complex_step else "fiub"):
+        raise ModelError(f"f returned {type(values).__name__} of dtype {out.dtype}; reals are needed")
+    return out
 
 
 def _difference(

@@ -333,4 +333,4 @@ _KNOWN = ", ".join(sorted((ARITY.keys() | _VARIADIC | {"where", "Piecewise"}) - 
 
 
 def _fault(node: ast.expr, text: str) -> ModelError:
-    return ModelError(f"column {node.col_offset}: {text}")
+    return ModelError(f"column {max(node.col_offset, 1)}: {text}")

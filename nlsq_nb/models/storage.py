@@ -13,6 +13,7 @@ from nlsq_nb.models.names import checked_names
 __all__ = ["Definition", "from_data", "to_data"]
 
 _FORMAT = 1
+_MAX_OUTPUTS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,7 @@ def from_data(data: Mapping[str, Any]) -> Definition:
         if data["format"] != _FORMAT:
             raise ModelError(f"model format {data['format']!r} is not known here")
         x, params = checked_names(data["x"], "x"), checked_names(data["params"], "params")
-        if set(x) & set(params):
-            raise ModelError(f"{sorted(set(x) & set(params))} is variable and parameter")
-        if not isinstance(data["name"], str | None):
-            raise ModelError("the stored model's name is not text")
+        _check_names(x, params, data["name"])
         limits = {"x": len(x), "p": len(params)}
         graph, made = Graph(), list[int]()
         for op, args, numbers in data["nodes"]:
@@ -97,11 +95,20 @@ def from_data(data: Mapping[str, Any]) -> Definition:
             if op in limits and not 0 <= int(numbers[0]) < limits[op]:
                 raise ModelError("the stored model refers to a name that does not exist")
             made.append(graph.rebuild(str(op), [made[int(arg)] for arg in args], numbers))
-        if not all(0 <= root < len(made) for root in data["roots"]) or not data["roots"]:
+        if not all(0 <= root < len(made) for root in data["roots"]):
             raise ModelError("the stored model refers to a node that does not exist")
         roots = tuple(made[root] for root in data["roots"])
+        if not 0 < len(roots) <= _MAX_OUTPUTS or any(map(graph.is_condition, roots)):
+            raise ModelError(f"a model has 1 to {_MAX_OUTPUTS} outputs, each a number")
         return Definition(graph, roots, x, params, data["name"])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"the stored data do not describe a model: {error!r}") from None
+
+
+def _check_names(x: tuple[str, ...], params: tuple[str, ...], name: Any) -> None:
+    if set(x) & set(params):
+        raise ModelError(f"{sorted(set(x) & set(params))} is variable and parameter")
+    if name is not None and not (isinstance(name, str) and name.isprintable()):
+        raise ModelError("the stored model's name is not printable text")

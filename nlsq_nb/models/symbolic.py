@@ -92,7 +92,8 @@ class Model(ModelBase):
         if not varies and len(self.params) > 1:
             raise ModelError(
                 f"the independent variable {', '.join(self.x)} does not occur in the model, whose "
-                f"parameters are {', '.join(self.params)}; name the variable with x="
+                f"parameters are {', '.join(self.params)}; name the variable: "
+                'Model(..., x="t"), or give xdata as a mapping of columns'
             )
 
     @classmethod
@@ -301,6 +302,16 @@ class Model(ModelBase):
         shown = repr(texts[0]) if len(texts) == 1 else repr(texts)
         return f"Model({shown}, x={self.x}, params={self.params})"
 
+    def __eq__(self, other: object) -> bool:
+        """Same expression and names; models of Python functions are equal to themselves only."""
+        if not isinstance(other, Model) or self._definition is None or other._definition is None:
+            return self is other
+        return to_data(self._definition) == to_data(other._definition)
+
+    def __hash__(self) -> int:
+        """By names: equal models have equal ones."""
+        return hash((self.x, self.params))
+
     # -- storage -----------------------------------------------------------------------------
     def to_json(self) -> str:
         """The model as JSON data: names and graph nodes, no code.
@@ -338,7 +349,7 @@ class Model(ModelBase):
         """
         try:
             data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ModelError(f"the model's JSON cannot be read: {error}") from None
         return cls._assemble(from_data(data))
 

@@ -36,5 +36,7 @@ class CallbackObserver:
             return
         self._count += 1
         due = (self._count - 1) % self._every == 0
-        if due and self._callback(np.array(event.theta), event.sse, self._count) is True:
-            raise StopFit
+        if due:
+            answer = self._callback(np.array(event.theta), event.sse, self._count)
+            if isinstance(answer, (bool, np.bool_)) and answer:
+                raise StopFit

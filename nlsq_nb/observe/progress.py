@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,8 @@ def shown(verbose: int) -> Iterator[None]:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    own = threading.get_ident()
+    handler.addFilter(lambda record: record.thread == own)  # not the lines of a silent fit beside
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

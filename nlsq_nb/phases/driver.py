@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from nlsq_nb.errors import StopFit
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.protocols import Objective, Observer, Phase
@@ -39,14 +37,12 @@ def run(
     KeyboardInterrupt
         When it comes before the first point has been evaluated.
     """
-    with np.errstate(all="ignore"):  # overflow shows as a non-finite trial, which is rejected
-        state, events = phase.init(state, objective)
+    state, events = phase.init(state, objective)
     try:
         for event in events:
             emit(event)
         while phase.stop(state) is None:
-            with np.errstate(all="ignore"):
-                state, events = phase.step(state, objective)
+            state, events = phase.step(state, objective)
             for event in events:
                 emit(event)
     except StopFit:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.linsolve import column_norms, rounding_error, weakest_direction
+from nlsq_nb.core.linsolve import column_norms, rounding_error, weak_directions
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.core.trust_region import Step, next_radius
 from nlsq_nb.core.varpro import reduced_norms, reduced_step, relax, schur
-from nlsq_nb.events import Event, StepDone, SumsComputed
+from nlsq_nb.events import Event, StepDone
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.protocols import Objective
 
@@ -30,6 +30,7 @@ _ACCEPT = 1e-4  # least share of the predicted reduction that a trial must bring
 _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are worth a pass
 _TRUSTED = 1e-6  # relative error up to which the linear parameters are solved for apart
 _SILENT = 1e-8  # y that is all zero has no scale: this share of the first sse stands for it
+_PROBES = 3  # looks around in one fit
 _PROBE = 0.03  # relative change of a parameter that a probe makes
 
 
@@ -57,12 +58,11 @@ class GaussNewton:
     def init(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
         """Take the sums at the start, give the linear parameters their best values, judge."""
         sums = state.sums or objective(state.theta, 2)
-        events: list[Event] = [SumsComputed(sums.n_rows, sums.sse)]
         signal = state.signal or _SILENT * sums.sse
         state = replace(state, sums=sums, signal=signal, iteration=0, stop=None)
         state = self._relax(replace(state, linear=_eliminated(state)), objective)
         state = replace(state, scale=self._norms(_sums(state), state.linear))
-        return self._judge(state), events
+        return self._judge(state), []
 
     def stop(self, state: FitState) -> StopReason | None:
         """Why the phase is over, or None."""
@@ -71,7 +71,7 @@ class GaussNewton:
     def step(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
         """One trial, or the look around that a singular stationary point needs."""
         before = state
-        if state.offset <= self.tol:
+        if state.doubtful:
             state, trial_sse, reach = self._probe(state, objective)
         else:
             state, trial_sse, reach = self._trial(state, objective)
@@ -146,29 +146,39 @@ class GaussNewton:
         return replace(state, theta=theta, sums=new, relaxed=max(new.sse - rest.predicted, 0.0))
 
     def _probe(self, state: FitState, objective: Objective) -> tuple[FitState, float, float]:
-        """Look to both sides of a singular stationary point.
+        """Look to both sides of a stationary point where JᵀJ is singular.
 
-        Where two terms of a model coincide, the sse is stationary across the line of coincidence
-        by symmetry, and Gauss–Newton cannot tell such a saddle from a minimum. Where parameters
-        are redundant both sides are equally good and the point stands.
+        Where two terms of a model coincide, or a derivative vanishes by symmetry, the sse is
+        stationary whether the point is a minimum or a saddle; where columns are nearly collinear,
+        rounding hides a slope. The sse itself tells: to either side, and at the vertex of the
+        parabola through the three. Where parameters are redundant nothing changes, and the point
+        stands.
         """
-        start = _sums(state)
-        move = _weak_move(state, self.ridge)
-        assert move is not None
-        state = replace(state, probed=True, iteration=state.iteration + 1)
-        best = start.sse
-        for side in (move, -move):
-            theta = np.clip(state.theta + side, state.lower, state.upper)
-            sums = objective(theta, 2)
-            if not sums.is_finite:
-                continue
-            moved = self._relax(replace(state, theta=theta, sums=sums), objective, state)
-            best = min(best, _sums(moved).sse)
-            if best < start.sse - _noise(state):
-                norms = self._norms(_sums(moved), state.linear)
-                state = replace(moved, scale=norms, radius=np.inf)
-                break
-        return self._judge(state), best, float(np.linalg.norm(move / state.normalizer.scales))
+        start, noise, reach = _sums(state).sse, _noise(state), 0.0
+        state = replace(state, probes=state.probes + 1, iteration=state.iteration + 1)
+        best = state
+        for move in _weak_moves(state, self.ridge):
+            reach = max(reach, float(np.linalg.norm(move / state.normalizer.scales)))
+            ahead = self._look(state, move, objective)
+            behind = self._look(state, -move, objective)
+            found = [best, ahead, behind]
+            bend = _sums(ahead).sse + _sums(behind).sse - 2.0 * start
+            if np.isfinite(bend) and bend > noise:
+                vertex = 0.5 * (_sums(behind).sse - _sums(ahead).sse) / bend
+                found.append(self._look(state, vertex * move, objective))
+            best = min(found, key=lambda s: _sums(s).sse if _sums(s).is_finite else np.inf)
+            if _sums(best).sse < start - noise:
+                norms = self._norms(_sums(best), best.linear)
+                state = replace(best, scale=norms, radius=np.inf, settled=False)
+                return self._judge(state), _sums(state).sse, reach
+        return self._judge(replace(state, settled=True)), _sums(best).sse, reach
+
+    def _look(self, state: FitState, move: Floats, objective: Objective) -> FitState:
+        """The point at a distance, with the linear parameters at their best there."""
+        theta = np.clip(state.theta + move, state.lower, state.upper)
+        moved = replace(state, theta=theta, sums=objective(theta, 2))
+        linear = _eliminated(moved) if not np.any(move[state.separable]) else state.linear
+        return self._relax(replace(moved, linear=linear), objective)
 
     def _first_radius(self, state: FitState) -> float:
         """The D-norm of a step along the full one, `initial_radius` long in z."""
@@ -204,6 +214,21 @@ class GaussNewton:
         """Relative offset at a point: how much of the residuals a full step would remove."""
         return _relative(self._full(state), _sums(state))
 
+    def _is_settled(self, state: FitState) -> bool:
+        """Whether a stationary point needs no further look around."""
+        if state.settled or state.probes >= _PROBES:
+            return True
+        return not _weak_moves(state, self.ridge)
+
+    def _stationary(self, state: FitState, full: Step, accepted: bool) -> StopReason | None:
+        """The convergence test that the point passes, if any."""
+        if state.offset <= self.tol:
+            seen = np.any(column_norms(_sums(state).jtj)[state.free])
+            return StopReason.RELATIVE_OFFSET if seen else StopReason.FLAT
+        if not accepted and full.predicted <= _noise(state, cancelling=False):
+            return StopReason.ROUNDING
+        return None
+
     def _judge(
         self, state: FitState, trial: Step | None = None, accepted: bool = True
     ) -> FitState:
@@ -213,23 +238,26 @@ class GaussNewton:
             return replace(state, stop=StopReason.STALLED)
         full = self._full(state)
         offset = _relative(full, sums)
-        state = replace(state, offset=offset)
-        if not np.any(full.delta) and not np.any(column_norms(sums.jtj)[state.free]):
+        state = replace(state, offset=offset, doubtful=False)
+        if not state.free.any():
             return replace(state, stop=StopReason.NOTHING_FREE)
         if sums.sse <= (8.0 * _EPS) ** 2 * state.signal:
             return replace(state, stop=StopReason.EXACT_FIT)
-        if offset <= self.tol and (state.probed or _weak_move(state, self.ridge) is None):
-            return replace(state, stop=StopReason.RELATIVE_OFFSET)
-        if not accepted and trial is not None:
-            if full.predicted <= _noise(state, cancelling=False):
-                return replace(state, stop=StopReason.ROUNDING)
-            if np.all(_move(state, trial.delta) == state.theta) or state.radius <= _EPS * float(
-                np.linalg.norm(_scale(state) * state.theta)
-            ):
-                return replace(state, stop=StopReason.STALLED)
+        reason = self._stationary(state, full, accepted)
+        if reason is not None:
+            settled = self._is_settled(state)
+            return replace(state, stop=reason) if settled else replace(state, doubtful=True)
+        if not accepted and trial is not None and _is_stuck(state, trial):
+            return replace(state, stop=StopReason.STALLED)
         if state.iteration >= self.max_iterations:
             return replace(state, stop=StopReason.MAX_ITERATIONS)
         return state
+
+
+def _is_stuck(state: FitState, trial: Step) -> bool:
+    """Whether steps have become too short to change the parameters."""
+    size = float(np.linalg.norm(_scale(state) * state.theta))
+    return bool(np.all(_move(state, trial.delta) == state.theta) or state.radius <= _EPS * size)
 
 
 def _sums(state: FitState) -> NormalSums:
@@ -284,17 +312,32 @@ def _move(state: FitState, delta: Floats) -> Floats:
     return np.where(delta == 0.0, state.theta, np.clip(theta, state.lower, state.upper))
 
 
-def _weak_move(state: FitState, ridge: float) -> Floats | None:
-    """A move of the nonlinear parameters by some per cent that a singular JᵀJ hardly sees.
+def _weak_moves(state: FitState, ridge: float) -> list[Floats]:
+    """Moves by some per cent that JᵀJ does not see; none where it is regular.
 
-    None when JᵀJ is regular or every parameter is linear.
+    First those of the nonlinear parameters with the linear ones eliminated, then each parameter
+    without any derivative, then those of all parameters together.
     """
-    nonlinear = state.free & ~state.linear
-    h = _sums(state).jtj
-    if not nonlinear.any() or not weakest_direction(h[np.ix_(state.free, state.free)])[1]:
-        return None
-    move = np.zeros_like(state.theta)
-    move[nonlinear] = weakest_direction(schur(h, state.linear, nonlinear, ridge))[0]
+    h, free = _sums(state).jtj, state.free
+    norms = column_norms(h)
+    silent = np.flatnonzero(free & ~state.separable & (norms == 0.0))
+    if not len(silent) and not len(weak_directions(h[np.ix_(free, free)])):
+        return []
+    nonlinear = free & ~state.separable
+    found = []
+    if nonlinear.any():
+        reduced = schur(h, state.separable, nonlinear, ridge)
+        for part in weak_directions(reduced, at_least=1):
+            found.append(np.zeros_like(state.theta))
+            found[-1][nonlinear] = part
+    for k in silent:
+        found.append(np.zeros_like(state.theta))
+        found[-1][k] = 1.0
+    for part in weak_directions(h[np.ix_(free, free)]):
+        found.append(np.zeros_like(state.theta))
+        found[-1][free] = part
     size = np.where(state.theta != 0.0, np.abs(state.theta), state.normalizer.scales)
-    largest = float(np.max(np.abs(move) / size))
-    return _PROBE / largest * move if largest > 0.0 else None
+    largest = [float(np.max(np.abs(move) / size)) for move in found]
+    return [_PROBE / length * move for move, length in zip(found, largest, strict=True) if length]
+
+

@@ -22,7 +22,8 @@ class StopReason(Enum):
     RELATIVE_OFFSET = "the residuals are orthogonal to the model's tangent plane"
     ROUNDING = "no further reduction of the sum of squares can be resolved in float64"
     EXACT_FIT = "the residuals are at rounding level"
-    NOTHING_FREE = "every parameter is fixed or held by its bound"
+    NOTHING_FREE = "every parameter is fixed by equal bounds"
+    FLAT = "the model does not change with any free parameter at this point; choose another p0"
     MAX_ITERATIONS = "the iteration limit was reached before convergence"
     STALLED = "the trust region collapsed before convergence"
     CALLBACK = "stopped by callback"
@@ -71,8 +72,12 @@ class FitState:
         Trials so far in this phase; every step.
     offset : float
         Relative offset √(predicted/sse) of the full step at theta; every step.
-    probed : bool
-        Whether a singular stationary point has been probed; once, when one is met.
+    probes : int
+        Looks around singular stationary points so far; when one is met.
+    doubtful : bool
+        Whether the point is stationary but singular, so that the next step looks around it.
+    settled : bool
+        Whether the last look found nothing lower; when one is met.
     stop : StopReason or None
         Set once, when the phase is over.
     """
@@ -91,5 +96,7 @@ class FitState:
     radius: float = float("inf")
     iteration: int = 0
     offset: float = float("inf")
-    probed: bool = False
+    probes: int = 0
+    doubtful: bool = False
+    settled: bool = False
     stop: StopReason | None = None

@@ -26,7 +26,7 @@ def round_pair(value: float, error: float) -> tuple[str, str]:
         Texts of equal decimal places.
     """
     if not math.isfinite(error) or error <= 0.0 or not math.isfinite(value):
-        return f"{value:.8g}", "fixed" if error == 0.0 else f"{error:g}"
+        return f"{value:.8g}", f"{error:g}"
     last = math.floor(math.log10(error)) - 1  # decimal place of the error's second digit
     size = max(math.floor(math.log10(abs(value))) if value else last, last)
     if size < 7 and last >= -8:
@@ -51,6 +51,7 @@ def report(result: Any) -> str:
     rows = [("name", "value", "", "error", "")]
     for name, info in result.params.items():
         value, error = round_pair(info["value"], info["stderr"])
+        error = "fixed" if info["fixed"] else error
         rows.append((name, value, "±", error, _note(info)))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     verdict = "converged" if result.success else "NOT converged"

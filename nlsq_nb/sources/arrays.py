@@ -104,6 +104,13 @@ class ArraySource:
             raise DataError("nan_policy='omit' leaves no row: every row has a non-finite value")
         return before - self.n_rows
 
+    def root_weights(self) -> NDArray[np.float64]:
+        """1/sigma per residual, in the shape of y without the omitted rows."""
+        if self._w is None:
+            return np.ones(())
+        roots = np.sqrt(np.stack(self._w).astype(np.float64))
+        return roots if len(self._y) > 1 else np.asarray(roots[0])
+
     @property
     def n_chunks(self) -> int:
         """Number of chunks of a pass."""

@@ -46,9 +46,10 @@ def weights_from_sigma(sigma: Any, shape: tuple[int, ...]) -> NDArray[np.float64
         raise DataError(f"sigma has shape {array.shape}, ydata has shape {shape}; they must agree")
     wrong = ~(np.isfinite(array) & (array > 0.0))
     if wrong.any():
-        row = int(np.argwhere(np.atleast_1d(wrong))[0][-1])
-        value = np.atleast_1d(array)[..., row].ravel()[0]
-        raise DataError(f"sigma is {value} at row {row}; it must be positive and finite")
+        at = tuple(np.argwhere(np.atleast_1d(wrong))[0])
+        place = f"row {at[-1]}" + (f" of output {at[0]}" if len(at) > 1 else "")
+        value = np.atleast_1d(array)[at]
+        raise DataError(f"sigma is {value} at {place}; it must be positive and finite")
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
         weights = np.broadcast_to(1.0 / array**2, shape).copy()
     if not np.isfinite(weights).all() or not (weights > 0.0).all():

@@ -33,13 +33,16 @@ def mapping_faults(flat_names: Iterable[str], mapped: Iterable[tuple[str, str, s
 
 
 def attributes_read(modules: Mapping[str, ast.Module]) -> set[str]:
-    """Names read as ``<something>.<name>`` outside nlsq_nb/config/."""
+    """Names read as ``<group>.<name>`` outside nlsq_nb/config/, where the group is `o` or an attribute of `Groups`."""
+    owners = {field.name for field in dataclasses.fields(groups.Groups)}
     return {
         node.attr
         for path, tree in modules.items()
         if not path.startswith(CONFIG)
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+        if (isinstance(node.value, ast.Name) and node.value.id == "o")
+        or (isinstance(node.value, ast.Attribute) and node.value.attr in owners)
     }
 
 
@@ -76,5 +79,6 @@ def test_faults_are_found(mapped: list[tuple[str, str, str]], faults: int) -> No
 
 
 def test_only_reads_outside_config_count() -> None:
-    trees = {f"{CONFIG}groups.py": ast.parse("self.inside"), "nlsq_nb/phases/a.py": ast.parse("g.read\ng.written = 1")}
-    assert attributes_read(trees) == {"read"}
+    outside = ast.parse("o.read\no.written = 1\noptions.data.read_too\nself.its_own")
+    trees = {f"{CONFIG}groups.py": ast.parse("o.inside"), "nlsq_nb/phases/a.py": outside}
+    assert attributes_read(trees) == {"read", "read_too"}
