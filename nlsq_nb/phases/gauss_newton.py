@@ -31,6 +31,7 @@ _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are
 _TRUSTED = 1e-6  # relative error up to which the linear parameters are solved for apart
 _SILENT = 1e-8  # y that is all zero has no scale: this share of the first sse stands for it
 _PROBES = 3  # looks around in one fit
+_MOVES = 8  # directions of one look: its passes must not grow with the parameters
 _PROBE = 0.03  # relative change of a parameter that a probe makes
 
 
@@ -338,6 +339,7 @@ def _weak_moves(state: FitState, ridge: float) -> list[Floats]:
         found[-1][free] = part
     size = np.where(state.theta != 0.0, np.abs(state.theta), state.normalizer.scales)
     largest = [float(np.max(np.abs(move) / size)) for move in found]
-    return [_PROBE / length * move for move, length in zip(found, largest, strict=True) if length]
+    scaled = zip(found, largest, strict=True)
+    return [_PROBE / length * move for move, length in scaled if length][:_MOVES]
 
 
