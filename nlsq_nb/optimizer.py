@@ -224,7 +224,7 @@ class AdaptiveHybridStreamingOptimizer:
 
 def _notes(model: Model, outcome: Outcome) -> list[str]:
     """What a reader of the numbers should know, by parameter name."""
-    state, notes = outcome.state, []
+    state, notes = outcome.state, list(model.notes)
     held = [n for n, a in zip(model.params, outcome.active, strict=True) if a]
     fixed = [n for n, free in zip(model.params, state.free, strict=True) if not free]
     weak = [n for n, u in zip(model.params, outcome.covariance.undetermined, strict=True) if u]

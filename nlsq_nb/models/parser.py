@@ -25,6 +25,7 @@ MAX_LENGTH = 20_000
 
 _MAX_DEPTH = 100  # nested operations; a chain a + b + c + … does not count as nesting
 _CONSTANTS = {"pi": math.pi, "e": math.e}
+_EULER = "e in the model is the constant 2.71828…; name it in params= to fit it"
 _ALIASES = {
     "Abs": "abs",
     "arccos": "acos",
@@ -64,11 +65,14 @@ class Parsed:
         Output nodes.
     params : tuple of str
         Parameter names, in order of first appearance unless they were given.
+    notes : tuple of str
+        Readings that the user may not have meant.
     """
 
     graph: Graph
     roots: tuple[int, ...]
     params: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def parse(
@@ -101,7 +105,8 @@ def parse(
     for text in texts:
         root = _Builder(graph, names).number(_tree(text), 0)
         roots.append(root)
-    return Parsed(graph, tuple(roots), names.params)
+    notes = (_EULER,) if names.euler else ()
+    return Parsed(graph, tuple(roots), names.params, notes)
 
 
 def _tree(text: str) -> ast.expr:
@@ -142,6 +147,7 @@ class _Names:
     variables: tuple[str, ...]
     given: tuple[str, ...] | None
     found: dict[str, int] = field(default_factory=dict)
+    euler: bool = False
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -156,6 +162,7 @@ class _Names:
                 return self.graph.param(self.given.index(name))
             return self.graph.const(_CONSTANTS[name]) if name in _CONSTANTS else None
         if name in _CONSTANTS:
+            self.euler |= name == "e"
             return self.graph.const(_CONSTANTS[name])
         return self.graph.param(self.found.setdefault(name, len(self.found)))
 

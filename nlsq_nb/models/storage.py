@@ -30,6 +30,8 @@ class Definition:
         Names of the independent variables and of the parameters.
     name : str or None
         What reports call the model.
+    notes : tuple of str
+        Readings that the user may not have meant; not stored.
     """
 
     graph: Graph
@@ -37,6 +39,7 @@ class Definition:
     x: tuple[str, ...]
     params: tuple[str, ...]
     name: str | None
+    notes: tuple[str, ...] = ()
 
 
 def to_data(definition: Definition) -> dict[str, Any]:

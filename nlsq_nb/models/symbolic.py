@@ -73,16 +73,19 @@ class Model(ModelBase):
         parts = tuple(expr) if isinstance(expr, (list, tuple)) else (expr,)
         if not parts:
             raise ModelError("a model needs at least one expression")
+        notes: tuple[str, ...] = ()
         if all(isinstance(part, str) for part in parts):
             parsed = parse(tuple(str(part) for part in parts), variables, given)
             graph, roots, found = parsed.graph, parsed.roots, parsed.params
+            notes = parsed.notes
         else:
             from nlsq_nb.models.sympy_bridge import from_sympy
 
             graph, roots, found = from_sympy(parts, variables, given)
         if not found:
             raise ModelError("the model has no parameters to fit")
-        self._set(Definition(graph, roots, variables, checked_names(found, "params"), name))
+        names = checked_names(found, "params")
+        self._set(Definition(graph, roots, variables, names, name, notes))
 
     def _set(self, definition: Definition) -> None:
         self._definition: Definition | None = definition
@@ -286,6 +289,11 @@ class Model(ModelBase):
         definition = self._defined()
         assert isinstance(self.program, Program)
         return explanation(definition, self.program, self.linear_params)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Readings of the text that may not have been meant; results repeat them."""
+        return () if self._definition is None else self._definition.notes
 
     @property
     def text(self) -> str:

@@ -149,3 +149,12 @@ def test_a_silent_fit_beside_a_verbose_one(capfd):
     loud.join()
     assert quiet.err == quiet.out == ""
     assert not [h for h in logging.getLogger("nlsq_nb").handlers if isinstance(h, logging.StreamHandler)]
+
+
+def test_the_constant_e_is_pointed_out():
+    result = curve_fit("a + b*x + e*x**2", X, 1 + X + X**2, backend="reference")
+    assert any("2.71828" in note for note in result.notes)
+    assert "2.71828" in str(result)
+    fitted = curve_fit(Model("a + b*x + e*x**2", params=("a", "b", "e")), X, 1 + X + X**2, backend="reference")
+    assert fitted.popt[2] == pytest.approx(1)
+    assert fitted.notes == ()
