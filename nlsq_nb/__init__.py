@@ -26,7 +26,6 @@ _PUBLIC = {
     "ConvergenceWarning": "errors",
     "CovarianceWarning": "errors",
     "DataError": "errors",
-    "MissingDependency": "errors",
     "ModelError": "errors",
     "NlsqError": "errors",
     "NumericsError": "errors",

@@ -12,7 +12,6 @@ __all__ = [
     "ConvergenceWarning",
     "CovarianceWarning",
     "DataError",
-    "MissingDependency",
     "ModelError",
     "NlsqError",
     "NumericsError",
@@ -53,10 +52,6 @@ class DataError(NlsqError, ValueError):
 
 class BackendUnavailable(NlsqError, ImportError):
     """A backend was asked for that this machine cannot run; says what is missing."""
-
-
-class MissingDependency(NlsqError, ImportError):
-    """An optional package is needed; names the extra that installs it."""
 
 
 class NumericsError(NlsqError, ArithmeticError):

@@ -11,7 +11,7 @@ from typing import Final
 
 from nlsq_nb.errors import ModelError
 
-__all__ = ["ARITY", "fold"]
+__all__ = ["ARITY", "NUMPY_NAMES", "fold"]
 
 
 def _sign(u: float) -> float:
@@ -79,6 +79,18 @@ _FOLD: Final[dict[str, tuple[int, Callable[..., float]]]] = {
     "tanh": (1, math.tanh),
     "trigamma": (1, _trigamma),  # derivative of digamma
 }
+
+NUMPY_NAMES: Final[dict[str, str]] = {
+    "arccos": "acos",
+    "arccosh": "acosh",
+    "arcsin": "asin",
+    "arcsinh": "asinh",
+    "arctan": "atan",
+    "arctan2": "atan2",
+    "arctanh": "atanh",
+    "gammaln": "lgamma",
+}
+"""What NumPy and SciPy call a function that has another name here."""
 
 ARITY: Final[dict[str, int]] = {name: arity for name, (arity, _) in _FOLD.items()}
 """Number of arguments of every function that a model may call."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nlsq_nb.codegen.functions import NUMPY_NAMES
 from nlsq_nb.codegen.graph import Graph
 
 if TYPE_CHECKING:
@@ -113,18 +114,11 @@ _SAME_NAME = (
     "sign sin sinh sqrt tan tanh"
 )
 _OTHER_NAME = {
+    **NUMPY_NAMES,
     "absolute": "abs",
-    "arccos": "acos",
-    "arccosh": "acosh",
-    "arcsin": "asin",
-    "arcsinh": "asinh",
-    "arctan": "atan",
-    "arctan2": "atan2",
-    "arctanh": "atanh",
     "fabs": "abs",
     "fmax": "maximum",
     "fmin": "minimum",
-    "gammaln": "lgamma",
     "psi": "digamma",
 }
 _COMPARED = {

@@ -14,7 +14,7 @@ import re
 import warnings
 from dataclasses import dataclass, field
 
-from nlsq_nb.codegen.functions import ARITY
+from nlsq_nb.codegen.functions import ARITY, NUMPY_NAMES
 from nlsq_nb.codegen.graph import Graph
 from nlsq_nb.errors import ModelError
 
@@ -27,16 +27,9 @@ _MAX_DEPTH = 100  # nested operations; a chain a + b + c + … does not count as
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 _EULER = "e in the model is the constant 2.71828…; name it in params= to fit it"
 _ALIASES = {
+    **NUMPY_NAMES,
     "Abs": "abs",
-    "arccos": "acos",
-    "arccosh": "acosh",
-    "arcsin": "asin",
-    "arcsinh": "asinh",
-    "arctan": "atan",
-    "arctan2": "atan2",
-    "arctanh": "atanh",
     "ceiling": "ceil",
-    "gammaln": "lgamma",
     "ln": "log",
     "loggamma": "lgamma",
     "power": "pow",
