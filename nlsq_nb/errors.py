@@ -8,10 +8,12 @@ from __future__ import annotations
 
 __all__ = [
     "BackendUnavailable",
+    "CheckpointError",
     "ConfigError",
     "ConvergenceWarning",
     "CovarianceWarning",
     "DataError",
+    "MissingDependency",
     "ModelError",
     "NlsqError",
     "NumericsError",
@@ -52,6 +54,14 @@ class DataError(NlsqError, ValueError):
 
 class BackendUnavailable(NlsqError, ImportError):
     """A backend was asked for that this machine cannot run; says what is missing."""
+
+
+class MissingDependency(NlsqError, ImportError):
+    """An optional package is needed and not installed; names the extra that brings it."""
+
+
+class CheckpointError(NlsqError):
+    """A checkpoint that cannot be written, read, or does not belong to this fit; says why."""
 
 
 class NumericsError(NlsqError, ArithmeticError):

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Event", "FirstPassStarted", "PhaseDone", "PhaseStarted", "StepDone"]
+__all__ = [
+    "CostGuardTripped",
+    "Event",
+    "FirstPassStarted",
+    "HistoryFilled",
+    "LineSearchFailed",
+    "PassProgress",
+    "PhaseDone",
+    "PhaseStarted",
+    "StepClipped",
+    "StepDone",
+    "StepModeChosen",
+    "WarmStartDetected",
+    "WarmupStarted",
+    "WarmupStepDone",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +58,15 @@ class PhaseDone(Event):
         Why it ended.
     iterations : int
         Steps it took.
+    found : dict
+        What it found, by name, for `phase_history`.
     """
 
     number: int
     name: str
     reason: str
     iterations: int
+    found: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,4 +116,148 @@ class StepDone(Event):
     reduction: float
     radius: float
     accepted: bool
+    theta: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassProgress(Event):
+    """A pass over the data that has been running for a while.
+
+    Attributes
+    ----------
+    rows_done, n_rows : int
+        Rows read so far, and rows of the whole pass.
+    seconds : float
+        Since the pass began.
+    """
+
+    rows_done: int
+    n_rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupStarted(Event):
+    """The warm-up looks at the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStartDetected(Event):
+    """Layer 1: the start is so good that the warm-up is skipped.
+
+    Attributes
+    ----------
+    relative_loss : float
+        MSE at p0 over the variance of y.
+    threshold : float
+        What it is below.
+    """
+
+    relative_loss: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepModeChosen(Event):
+    """Layer 2: how long the first step may be.
+
+    Attributes
+    ----------
+    mode : str
+        "refinement", "careful", "exploration", or "fixed" when the layer is off.
+    relative_loss : float
+        MSE at p0 over the variance of y.
+    """
+
+    mode: str
+    relative_loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class CostGuardTripped(Event):
+    """Layer 3: the loss rose, so the warm-up was abandoned for its best point.
+
+    Attributes
+    ----------
+    cost_ratio : float
+        Loss over the best loss.
+    tolerance : float
+        Relative increase that is tolerated.
+    iteration : int
+        Iteration of the warm-up.
+    """
+
+    cost_ratio: float
+    tolerance: float
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepClipped(Event):
+    """Layer 4: a step was shortened before the line search.
+
+    Attributes
+    ----------
+    original_norm, max_norm : float
+        Length of the step in normalised parameters, and the longest one allowed.
+    """
+
+    original_norm: float
+    max_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryFilled(Event):
+    """The L-BFGS memory is full for the first time.
+
+    Attributes
+    ----------
+    iteration : int
+        Iteration of the warm-up.
+    """
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
+class LineSearchFailed(Event):
+    """No acceptable step was found, though the loss could still resolve one.
+
+    Attributes
+    ----------
+    iteration : int
+        Iteration of the warm-up.
+    reason : str
+        What went wrong.
+    """
+
+    iteration: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupStepDone(Event):
+    """An iteration of the warm-up.
+
+    Attributes
+    ----------
+    iteration : int
+        Counts from 1.
+    limit : int
+        Largest number of iterations.
+    sse : float
+        The loss of the current point times Σ w of all data: an estimate when the data are sampled.
+    grad_norm : float
+        Norm of the projected gradient of the loss, in normalised parameters.
+    step_norm : float
+        Length of the step in normalised parameters.
+    theta : tuple of float
+        The current point, physical units.
+    """
+
+    iteration: int
+    limit: int
+    sse: float
+    grad_norm: float
+    step_norm: float
     theta: tuple[float, ...]

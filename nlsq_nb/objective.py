@@ -1,25 +1,28 @@
-"""The objective: kernel × engine × source, evaluated at (theta, order)."""
+"""The objective: kernel × engine × source and penalties, evaluated at (theta, order)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.codegen.evaluate import evaluate
-from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
-from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.protocols import Engine, Source
+from nlsq_nb.sources.weights import total_weight
 
-__all__ = ["DataObjective", "DataSummary", "require_finite", "require_rowwise", "summarize"]
+__all__ = ["DataObjective", "SourcedEngine"]
 
 Floats = NDArray[np.float64]
-_SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
+
+
+class SourcedEngine(Engine, Protocol):
+    """An engine that shows what it reads."""
+
+    @property
+    def source(self) -> Source:
+        """The rows of its passes."""
 
 
 class DataObjective:
@@ -27,222 +30,91 @@ class DataObjective:
 
     Parameters
     ----------
-    engine : Engine
+    engine : SourcedEngine
         Runs a pass.
     n_params : int
         p.
     explain : callable
         Called with theta when the very first sums are not finite; raises the reason.
+    penalty : callable, optional
+        Sums of order 2 at theta that are added to those of the data.
+    weight : float, optional
+        Σ w over the residuals, where a scan has found it; else it is found when asked for.
+    sample : callable, optional
+        Makes the objective over a sample of the rows, once, when it is first asked for; without it
+        the sample is this objective.
+
+    Attributes
+    ----------
+    passes : int
+        Passes over all rows so far; a sample counts its own.
     """
 
     def __init__(
-        self, engine: Engine, n_params: int, explain: Callable[[Floats], None]
+        self,
+        engine: SourcedEngine,
+        n_params: int,
+        explain: Callable[[Floats], None],
+        *,
+        penalty: Callable[[Floats], NormalSums] | None = None,
+        weight: float | None = None,
+        sample: Callable[[], DataObjective] | None = None,
     ) -> None:
         self._engine = engine
         self._explain = explain
+        self._penalty = penalty
+        self._make_sample = sample
+        self._sample: DataObjective | None = None
+        self._weight = None if weight is None else (engine.source.revision, weight)
+        self._stiffness: tuple[bytes, Floats] | None = None
         self.n_params = n_params
         self.passes = 0
+
+    @property
+    def revision(self) -> int:
+        """Rises when the weights change, or rows can no longer be read."""
+        return self._engine.source.revision
+
+    @property
+    def weight(self) -> float:
+        """Σ w over the residuals; see `Objective.weight`."""
+        known, revision = self._weight, self.revision
+        if known is None or known[0] != revision:
+            known = self._weight = (revision, total_weight(self._engine.source))
+        return known[1]
+
+    @property
+    def sample(self) -> DataObjective:
+        """The objective over a sample; see `Objective.sample`."""
+        if self._make_sample is None:
+            return self
+        if self._sample is None:
+            self._sample = self._make_sample()
+        return self._sample
+
+    @property
+    def sample_passes(self) -> int:
+        """Passes over the sample so far; 0 where there is none."""
+        return 0 if self._sample is None else self._sample.passes
 
     def __call__(self, theta: Floats, order: int) -> NormalSums:
         """One pass over the data; see `Objective`."""
         sums = self._engine.run(np.ascontiguousarray(theta, dtype=np.float64), order)
+        if self._penalty is not None:
+            sums = sums + self._penalty(theta)
         if self.passes == 0 and not sums.is_finite:
             self._explain(theta)
         self.passes += 1
         return sums
 
-
-@dataclass(frozen=True, slots=True)
-class DataSummary:
-    """What one pass over the data alone tells.
-
-    Attributes
-    ----------
-    n_rows : int
-        Rows n.
-    n_residuals : int
-        n times the number of outputs.
-    signal : float
-        Σ w y².
-    spread : float
-        Σ w (y − mean)², the sse of a constant.
-    """
-
-    n_rows: int
-    n_residuals: int
-    signal: float
-    spread: float
-
-
-def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSummary:
-    """Scan the data once.
-
-    Parameters
-    ----------
-    source : Source
-        The rows.
-    variables : sequence of str
-        Names of the independent variables, for messages.
-    check : bool
-        Whether non-finite values are refused.
-
-    Returns
-    -------
-    DataSummary
-        Counts and moments.
-
-    Raises
-    ------
-    DataError
-        Names the column and the first row with a non-finite value.
-    """
-    rows = residuals = 0
-    moments = _Moments()
-    labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
-    for chunk in source.chunks():
-        if check:
-            named = [*labels, *["ydata"] * len(chunk.y)]
-            for label, column in zip(named, (*chunk.x, *chunk.y), strict=True):
-                _require_finite_column(label, column, chunk.start)
-        for k, y in enumerate(chunk.y):
-            moments.add(y, None if chunk.w is None else chunk.w[k])
-            residuals += len(y)
-        rows += chunk.n_rows
-    if check and not np.isfinite(moments.signal):
-        raise DataError("the sum of squares of ydata (over sigma) overflows float64; rescale them")
-    if moments.largest > 0.0 and moments.signal < np.finfo(np.float64).tiny:
-        raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
-    return DataSummary(rows, residuals, moments.signal, moments.spread)
-
-
-class _Moments:
-    """Σ w y² and Σ w (y − mean)², merged block by block so that chunks do not show in the bits."""
-
-    def __init__(self) -> None:
-        self.signal = self.spread = 0.0
-        self._weight = self._mean = 0.0
-        self.largest = 0.0
-
-    def add(self, y: NDArray[Any], w: NDArray[Any] | None) -> None:
-        """Take the rows of a chunk, which starts on a block boundary."""
-        for lo in range(0, len(y), _SCAN):
-            part = slice(lo, lo + _SCAN)
-            values = y[part].astype(np.float64, copy=False)
-            weights = np.ones(len(values)) if w is None else w[part].astype(np.float64, copy=False)
-            whole = len(values) // BLOCK * BLOCK
-            with np.errstate(all="ignore"):
-                self._blocks(values[:whole].reshape(-1, BLOCK), weights[:whole].reshape(-1, BLOCK))
-                self._blocks(values[whole:].reshape(1, -1), weights[whole:].reshape(1, -1))
-
-    def _blocks(self, y: Floats, w: Floats) -> None:
-        if not y.size:
-            return
-        self.largest = max(self.largest, float(np.max(np.abs(y))))
-        total, first = w.sum(axis=1), (w * y).sum(axis=1)
-        mean = first / total
-        spread = (w * (y - mean[:, None]) ** 2).sum(axis=1)
-        signal = (w * y * y).sum(axis=1)
-        for n, m, ss, s in zip(*map(np.ndarray.tolist, (total, mean, spread, signal)), strict=True):
-            # merging two groups of rows: Chan, Golub & LeVeque 1983, Am. Stat. 37, 242
-            both = self._weight + n
-            self.spread += ss + (m - self._mean) * (m - self._mean) * self._weight * n / both
-            self._mean += (m - self._mean) * n / both
-            self._weight = both
-            self.signal += s
-
-
-def _require_finite_column(label: str, column: NDArray[Any], start: int) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(column)):  # one non-finite value would show in the sum
-            return
-    bad = np.flatnonzero(~np.isfinite(column))
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"{label} contains a non-finite value, {column[row]} at row {start + row}; remove such "
-            "rows or pass nan_policy='omit'"
-        )
-
-
-def require_rowwise(program: AnyProgram, source: Source, theta: Floats) -> None:
-    """Refuse a NumPy function whose value at a row depends on other rows.
-
-    Parameters
-    ----------
-    program : AnyProgram
-        The model; only functions that are called as they are need the check.
-    source : Source
-        The rows; looked at when there is more than one block of them.
-    theta : ndarray, shape (p,)
-        The start.
-
-    Raises
-    ------
-    ModelError
-        When two blocks together give other values than one by one.
-    """
-    if not isinstance(program, OpaqueProgram) or source.n_rows <= BLOCK:
-        return
-    chunk = next(iter(source.chunks()))
-    columns = tuple(c[: 2 * BLOCK].astype(np.float64, copy=False) for c in chunk.x)
-    whole = program.values(columns, theta)
-    parts = [
-        program.values(tuple(c[rows] for c in columns), theta)
-        for rows in (slice(0, BLOCK), slice(BLOCK, None))
-        if len(columns[0][rows])
-    ]
-    apart = np.concatenate(parts, axis=1)
-    if not np.allclose(whole, apart, rtol=1e-9, atol=0.0, equal_nan=True):
-        raise ModelError(
-            "the model function gives other values for all rows together than block by block (a "
-            "mean, a sort, a cumulative sum?); compute what needs all rows before the fit"
-        )
-
-
-def require_finite(
-    program: AnyProgram, source: Source, theta: Floats, params: Sequence[str]
-) -> None:
-    """Explain why the sums at the start are not finite.
-
-    Parameters
-    ----------
-    program : AnyProgram
-        The model.
-    source : Source
-        The rows.
-    theta : ndarray, shape (p,)
-        The start.
-    params : sequence of str
-        Parameter names.
-
-    Raises
-    ------
-    NumericsError
-        Names the first row where the model, a derivative or a square is not finite.
-    """
-    start = ", ".join(f"{name}={value:g}" for name, value in zip(params, theta, strict=True))
-    for chunk in source.chunks():
-        columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
-        f = evaluate(program, "values", columns, theta)
-        jac = evaluate(program, "derivatives", columns, theta)
-        data = np.isfinite(np.stack([*columns, *chunk.y])).all(axis=0)
-        if not data.all():
-            row = chunk.start + int(np.argmin(data))
-            raise DataError(f"xdata or ydata is not finite at row {row}; remove it or use nan_policy")
-        bad = np.flatnonzero(~np.isfinite(f).all(axis=0))
-        if len(bad):
-            row = int(bad[0])
-            x = ", ".join(f"{c[row]:g}" for c in columns)
-            raise NumericsError(
-                f"the model is not finite at row {chunk.start + row} (x = {x}) for p0 {start}; "
-                "choose another p0"
-            )
-        where = np.argwhere(~np.isfinite(jac))
-        if len(where):
-            _, k, row = (int(v) for v in where[np.argmin(where[:, 2])])
-            x = ", ".join(f"{c[row]:g}" for c in columns)
-            raise NumericsError(
-                f"the derivative by parameter {params[k]!r} is not finite at row "
-                f"{chunk.start + row} (x = {x}) for p0 {start}; choose another p0"
-            )
-    raise NumericsError(f"the sum of squares overflows for p0 {start}; choose another p0")
+    def matvec(self, theta: Floats, v: Floats) -> Floats:
+        """One pass over the data; see `Objective.matvec`."""
+        at, along = (np.ascontiguousarray(a, dtype=np.float64) for a in (theta, v))
+        product = self._engine.matvec(at, along)
+        self.passes += 1
+        if self._penalty is None:
+            return product
+        known, key = self._stiffness, at.tobytes()
+        if known is None or known[0] != key:  # conjugate gradients stay at one theta
+            known = self._stiffness = (key, self._penalty(at).jtj)
+        return np.asarray(product + known[1] @ along)

@@ -1,91 +1,90 @@
-"""`AdaptiveHybridStreamingOptimizer`: wires source, backend and phases into one fit."""
+"""`AdaptiveHybridStreamingOptimizer`: fits with one configuration, and shows how they went."""
 
 from __future__ import annotations
 
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from nlsq_nb.arguments import read_call
 from nlsq_nb.backends import get_backend
-from nlsq_nb.codegen.evaluate import evaluate
-from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.engines.local import LocalEngine
-from nlsq_nb.errors import ConvergenceWarning, CovarianceWarning, DataError
-from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted
-from nlsq_nb.models.symbolic import Model
-from nlsq_nb.objective import DataObjective, DataSummary, require_finite, require_rowwise, summarize
-from nlsq_nb.observe.callback import CallbackObserver
-from nlsq_nb.observe.progress import ProgressLog, shown
-from nlsq_nb.phases.driver import run
-from nlsq_nb.phases.finalize import Outcome, finalize
-from nlsq_nb.phases.gauss_newton import GaussNewton
-from nlsq_nb.phases.setup import setup
+from nlsq_nb.config.flat import HybridStreamingConfig, config_from
+from nlsq_nb.core.normalize import ParameterNormalizer
+from nlsq_nb.fitting import Fit, FitRecord
+from nlsq_nb.models.wrapper import NormalizedModelWrapper
+from nlsq_nb.observe.history import TITLES
 from nlsq_nb.phases.state import FitState
-from nlsq_nb.protocols import Observer, Phase, Source
+from nlsq_nb.problem import read_problem
 from nlsq_nb.result import FitResult
+from nlsq_nb.sources.weights import GroupWeights
 
 __all__ = ["AdaptiveHybridStreamingOptimizer"]
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbered:
-    """An iterative phase and its place among the four."""
-
-    number: int
-    name: str
-    phase: Phase[FitState]
-
-
 class AdaptiveHybridStreamingOptimizer:
-    """Fits one model to one source.
+    """Adaptive hybrid streaming fits: normalisation, L-BFGS warm-up, Gauss–Newton, covariance.
+
+    `curve_fit` does the same in one call; this class keeps a configuration for many fits, lets the
+    residual weights be changed, and shows the phases while they run.
 
     Parameters
     ----------
-    options : Groups
-        Validated options.
-    backend : str
-        Name of the backend.
+    config : HybridStreamingConfig, optional
+        Options; the defaults when omitted.
+    backend : {"auto", "cpu", "reference"}
+        Where the sums are computed.
+
+    Attributes
+    ----------
+    config : HybridStreamingConfig
+        As given.
+
+    Raises
+    ------
+    TypeError
+        When config is something else.
+    BackendUnavailable
+        For a backend that this machine cannot run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nlsq_nb import AdaptiveHybridStreamingOptimizer
+    >>> x = np.linspace(0, 4, 50)
+    >>> optimizer = AdaptiveHybridStreamingOptimizer()
+    >>> result = optimizer.fit((x, 3*np.exp(-1.5*x) + 0.5), "a*exp(-b*x) + c", [2, 1, 1], verbose=0)
+    >>> result.popt.round(6).tolist()
+    [3.0, 1.5, 0.5]
     """
 
-    def __init__(self, options: Groups, backend: str = "auto") -> None:
-        self._options = options
-        self._backend = get_backend(backend, options.data.n_threads)
+    def __init__(self, config: HybridStreamingConfig | None = None, backend: str = "auto") -> None:
+        self._options = config_from(config, {})
+        self.config = config or HybridStreamingConfig()
+        self._backend = get_backend(backend, self._options.data.n_threads)
+        self._record: FitRecord | None = None
+        w = self._options.weights
+        self._weights = GroupWeights(w.values) if w.weighted else None
 
-    def fit(
-        self,
-        model: Model,
-        source: Source,
-        p0: Floats,
-        bounds: tuple[Floats, Floats],
-        *,
-        absolute_sigma: bool = False,
-        callback: Callable[..., Any] | None = None,
-    ) -> FitResult:
-        """Run the phases.
+    def fit(self, *args: Any, **named: Any) -> FitResult:
+        """Fit a model to data.
+
+        Called as `fit(data_source, func, p0, bounds, sigma, absolute_sigma, callback, verbose)`, as
+        `fit(model, x, y, p0, …)`, or with the keywords `model`, `x_data`, `y_data` instead.
 
         Parameters
         ----------
-        model : Model
-            The model.
-        source : Source
-            The rows.
-        p0 : ndarray, shape (p,)
-            Start.
-        bounds : tuple of ndarray, each (p,)
-            Lower and upper, ±inf for none.
-        absolute_sigma : bool
-            Whether sigma is taken as it is.
-        callback : callable, optional
-            `callback(params, loss, iteration)`.
+        *args : Any
+            The data (x, y) or (x, y, sigma), the model, then the arguments below, in their order;
+            or the model, x, y, then the arguments below.
+        **named : Any
+            p0 : start, (p,) or by name. bounds : (lower, upper), as for `curve_fit`. sigma :
+            standard deviations. absolute_sigma : whether they are in the units of y. callback :
+            `callback(params, loss, iteration)` with physical parameters (p,), the sse and a rising
+            count; returning True or raising `StopFit` ends the fit, and `set_residual_weights` may
+            be called from it. verbose : 0, 1 or 2; the configuration's when omitted.
 
         Returns
         -------
@@ -94,197 +93,117 @@ class AdaptiveHybridStreamingOptimizer:
 
         Raises
         ------
+        ModelError, TracingError
+            For a model that cannot be read.
         DataError
-            For data or a start that cannot be fitted.
+            For data, sigma, p0 or bounds that cannot be used; names row, field or parameter.
         NumericsError
             When the model is not finite at the start.
+        SourceError
+            For a data source of an unknown kind.
+        TypeError
+            For missing, repeated or unknown arguments.
         """
-        # overflow shows as a non-finite trial, which is rejected, not as a warning
-        with shown(self._options.report.verbose), np.errstate(all="ignore"):
-            emit = self._observers(callback)
-            clock = _Clock(emit)
-            with clock.phase(0, "normalization_setup"):
-                summary = summarize(source, model.x, self._options.data.validate)
-                state = self._setup(model, p0, bounds, summary)
-                require_rowwise(model.program, source, p0)
-                kernel = self._backend.compile(model.program, source.dtype)
-                objective = DataObjective(
-                    LocalEngine(self._backend, kernel, source),
-                    model.n_params,
-                    lambda theta: require_finite(model.program, source, theta, model.params),
-                )
-            for item in self._phases():
-                with clock.phase(item.number, item.name) as note:
-                    emit(FirstPassStarted(source.n_chunks, source.n_rows))
-                    state = run(item.phase, state, objective, emit)
-                    note(state)
-            with clock.phase(3, "denormalization_covariance"):
-                outcome = finalize(state, summary.n_residuals, absolute_sigma)
-        return self._result(model, source, outcome, summary, objective, clock)
+        call = read_call(args, named)
+        options = self._options
+        if call.verbose is not None:
+            options = config_from(self.config, {"verbose": call.verbose})
+        problem = read_problem(call, options, group_weights=self._weights)
+        fit = Fit(options, self._backend, problem, callback=call.callback)
+        self._record = fit.record
+        return fit.run()
 
-    def _phases(self) -> tuple[_Numbered, ...]:
-        """The iterative phases in order; the warm-up, number 1, goes before this one."""
-        o = self._options.gauss_newton
-        newton = GaussNewton(o.max_iterations, o.tol, o.initial_radius, o.ridge)
-        return (_Numbered(2, "gauss_newton", newton),)
+    def set_residual_weights(self, weights: ArrayLike) -> None:
+        """Change the weights of the groups; running and later fits use them from their next pass.
 
-    def _setup(
-        self, model: Model, p0: Floats, bounds: tuple[Floats, Floats], summary: DataSummary
-    ) -> FitState:
-        if len(p0) != model.n_params:
-            raise DataError(
-                f"p0 has {len(p0)} values but the model has {model.n_params} parameters "
-                f"({', '.join(model.params)})"
-            )
-        o = self._options.setup
-        strategy = o.strategy if o.normalize else "none"
-        linear = model.linear_params if o.separable else ()
-        state = setup(p0, bounds, model.params, linear, summary.signal, strategy)
-        free = int(state.free.sum())
-        if summary.n_residuals < free:
-            raise DataError(
-                f"{summary.n_residuals} data points cannot determine {free} free parameters "
-                f"({', '.join(model.params)}); fix some by equal bounds or add data"
-            )
-        return state
+        Parameters
+        ----------
+        weights : array_like, shape (n_groups,)
+            Positive; the weight of a row is `weights[int(first column of x)]`.
 
-    def _observers(self, callback: Callable[..., Any] | None) -> Observer:
-        o = self._options.report
-        observers: list[Observer] = [ProgressLog(o.log_every, o.verbose > 1)]
-        if callback is not None:
-            observers.append(CallbackObserver(callback, o.callback_every))
+        Raises
+        ------
+        DataError
+            When they are not one-dimensional, finite and positive.
+        ConfigError
+            When the configuration has no `enable_residual_weighting=True`.
+        """
+        if self._weights is None:
+            config_from(self.config, {"residual_weights": weights})  # says which field is missing
+            raise AssertionError("weights without their flag are refused by the configuration")
+        self._weights.set(weights)
 
-        def emit(event: Event) -> None:
-            for observer in observers:
-                observer(event)
+    def clear_cache(self) -> None:
+        """Free what the backend holds between fits: threads, device and read buffers.
 
-        return emit
+        Data are held by their results only. What a later fit needs is made anew.
+        """
+        self._backend.release()
 
-    def _result(
-        self,
-        model: Model,
-        source: Source,
-        outcome: Outcome,
-        summary: DataSummary,
-        objective: DataObjective,
-        clock: _Clock,
-    ) -> FitResult:
-        state, stop = outcome.state, outcome.state.stop
-        assert state.sums is not None
-        assert stop is not None
-        sse = state.sums.sse
-        notes = _notes(model, outcome)
-        if getattr(source, "n_omitted", 0):
-            notes.append(f"{source.n_omitted} rows with non-finite values were left out")  # type: ignore[attr-defined]
-        if not stop.success:
-            warnings.warn(f"{stop.value} (sse={sse:g})", ConvergenceWarning, stacklevel=4)
-        weak = [n for n, u in zip(model.params, outcome.covariance.undetermined, strict=True) if u]
-        if weak:
-            warnings.warn(
-                f"Covariance of the parameters could not be estimated for {', '.join(weak)}",
-                CovarianceWarning,
-                stacklevel=4,
-            )
-        return FitResult(
-            names=model.params,
-            popt=state.theta,
-            pcov=outcome.covariance.matrix,
-            success=stop.success,
-            status=stop,
-            message=stop.value,
-            sse=sse,
-            n_points=summary.n_residuals,
-            dof=outcome.dof,
-            nit=sum(clock.iterations.values()),
-            nfev=objective.passes,
-            njev=objective.passes,
-            grad=-state.sums.jtr,
-            optimality=state.offset,
-            active_mask=outcome.active,
-            bounds=(state.lower, state.upper),
-            linear=model.linear_params,
-            spread=summary.spread,
-            model_text=model.text,
-            backend=self._backend.name,
-            notes=tuple(notes),
-            streaming_diagnostics={
-                "phase_timings": clock.timings,
-                "phase_iterations": clock.iterations,
-                "total_time": clock.total,
-                "data_passes": objective.passes,
-                "condition": outcome.covariance.condition,
-                "backend": self._backend.name,
-            },
-            _residuals=lambda: _residuals(
-                model, source, state.theta, sse, summary.signal
-            ),
-            _model=model,
-        )
-
-
-def _notes(model: Model, outcome: Outcome) -> list[str]:
-    """What a reader of the numbers should know, by parameter name."""
-    state, notes = outcome.state, list(model.notes)
-    held = [n for n, a in zip(model.params, outcome.active, strict=True) if a]
-    fixed = [n for n, free in zip(model.params, state.free, strict=True) if not free]
-    weak = [n for n, u in zip(model.params, outcome.covariance.undetermined, strict=True) if u]
-    if fixed:
-        notes.append(f"fixed by equal bounds: {', '.join(fixed)}")
-    if held:
-        notes.append(f"on a bound, so its error is that of the free problem: {', '.join(held)}")
-    if weak and outcome.dof > 0:
-        notes.append(f"not determined by the data: {', '.join(weak)}")
-    if outcome.dof <= 0:
-        notes.append("no degrees of freedom: errors cannot be estimated from the residuals")
-    return notes
-
-
-def _residuals(
-    model: Model, source: Source, theta: Floats, sse: float, signal: float
-) -> Floats:
-    """Residuals y − f for all rows, in the shape of y."""
-
-    def of(chunk: Chunk) -> Floats:
-        columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
-        return np.asarray(np.stack(chunk.y) - evaluate(model.program, "values", columns, theta))
-
-    def squares(chunk: Chunk) -> float:
-        w = 1.0 if chunk.w is None else np.stack(chunk.w)
-        return float(np.sum(w * of(chunk) ** 2))
-
-    found = sum(squares(chunk) for chunk in source.chunks())
-    if not np.isclose(found, sse, rtol=1e-6, atol=1e-12 * sse + 1e-20 * signal):
-        raise DataError(
-            f"the residuals do not give the sse of the fit ({found:g} instead of {sse:g}): either "
-            "the arrays were changed since, or the model function treats rows together"
-        )
-    parts = np.concatenate([of(chunk) for chunk in source.chunks()], axis=1)
-    return parts if model.n_outputs > 1 else parts[0]
-
-
-class _Clock:
-    """Times the phases and announces them."""
-
-    def __init__(self, emit: Observer) -> None:
-        self._emit = emit
-        self._start = time.perf_counter()
-        self.timings: dict[str, float] = {}
-        self.iterations: dict[str, int] = {}
+    # -- how the fit stands ------------------------------------------------------------------
+    @property
+    def _state(self) -> FitState | None:
+        return None if self._record is None else self._record.state
 
     @property
-    def total(self) -> float:
-        """Seconds since the fit began."""
-        return time.perf_counter() - self._start
+    def current_phase(self) -> int:
+        """Number of the phase that runs, 3 after a fit, 0 before the first."""
+        return 0 if self._record is None else self._record.history.current
 
-    @contextmanager
-    def phase(self, number: int, name: str) -> Iterator[Callable[[FitState], None]]:
-        """Time one phase; the yielded function notes its last state."""
-        begin = time.perf_counter()
-        last: list[FitState] = []
-        self._emit(PhaseStarted(number, name))
-        yield last.append
-        self.timings[name] = time.perf_counter() - begin
-        if last:
-            reason = "" if last[0].stop is None else last[0].stop.value
-            self.iterations[name] = last[0].iteration
-            self._emit(PhaseDone(number, name, reason, last[0].iteration))
+    @property
+    def phase_history(self) -> list[dict[str, Any]]:
+        """One dict per finished phase: phase, name, start_time, duration (s), timestamp, findings."""
+        return [] if self._record is None else [dict(e) for e in self._record.history.entries]
+
+    @property
+    def phase_start_time(self) -> float | None:
+        """When the current phase began, seconds since the epoch."""
+        return None if self._record is None else self._record.history.started
+
+    @property
+    def phase_status(self) -> dict[str, Any]:
+        """The current phase by number and name, the history, and the number of phases."""
+        return {
+            "current_phase": self.current_phase,
+            "phase_name": TITLES[self.current_phase],
+            "phase_history": self.phase_history,
+            "total_phases": len(TITLES),
+        }
+
+    @property
+    def normalizer(self) -> ParameterNormalizer | None:
+        """The map between physical and normalised parameters; None before the first fit."""
+        return None if self._state is None else self._state.normalizer
+
+    @property
+    def normalized_params(self) -> Floats | None:
+        """The best point so far in normalised parameters, (p,)."""
+        best = self.best_params_global
+        return None if best is None or self.normalizer is None else self.normalizer.normalize(best)
+
+    @property
+    def normalized_bounds(self) -> tuple[Floats, Floats] | None:
+        """The bounds in normalised parameters, (p,) each; None without a fit."""
+        return None if self.normalizer is None else self.normalizer.transform_bounds()
+
+    @property
+    def normalization_jacobian(self) -> Floats | None:
+        """dθ/dz, (p, p)."""
+        return None if self.normalizer is None else self.normalizer.normalization_jacobian
+
+    @property
+    def normalized_model(self) -> NormalizedModelWrapper | None:
+        """The model as a function of normalised parameters; the fit itself does not need it."""
+        if self.normalizer is None or self._record is None:
+            return None
+        return NormalizedModelWrapper(self._record.model, self.normalizer)
+
+    @property
+    def best_params_global(self) -> Floats | None:
+        """The best point so far, physical units, (p,)."""
+        return None if self._record is None else self._record.best()[0]
+
+    @property
+    def best_cost_global(self) -> float:
+        """Σ w r² there; inf before it was measured."""
+        return float("inf") if self._record is None else self._record.best()[1]

@@ -54,6 +54,9 @@ class Backend(Protocol):
     def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over the chunk, for many parameters."""
 
+    def release(self) -> None:
+        """Free threads and buffers; a later use makes them anew."""
+
 
 class Source(Protocol):
     """Rows of data that can be read again and again, always the same."""
@@ -70,8 +73,15 @@ class Source(Protocol):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the stored columns."""
 
+    @property
+    def revision(self) -> int:
+        """Rises when the weights of the rows change."""
+
     def chunks(self) -> Iterator[Chunk]:
-        """All rows in order; every chunk but the last is a whole number of blocks."""
+        """All rows in order; every chunk but the last is a whole number of blocks.
+
+        A chunk is valid until the next one is read.
+        """
 
 
 class Engine(Protocol):
@@ -79,6 +89,9 @@ class Engine(Protocol):
 
     def run(self, theta: Floats, order: int) -> NormalSums:
         """The sums over all rows."""
+
+    def matvec(self, theta: Floats, v: Floats) -> Floats:
+        """JᵀWJ·v over all rows."""
 
 
 class Objective(Protocol):
@@ -88,8 +101,23 @@ class Objective(Protocol):
     def n_params(self) -> int:
         """Number of parameters p."""
 
+    @property
+    def weight(self) -> float:
+        """Σ w over the residuals, which makes a mean of a sum."""
+
+    @property
+    def revision(self) -> int:
+        """Rises when the weights change, so that earlier sums are out of date."""
+
+    @property
+    def sample(self) -> Objective:
+        """The same objective over a sample of the rows; itself when the data are few."""
+
     def __call__(self, theta: Floats, order: int) -> NormalSums:
         """One pass: the sums at theta, penalties included."""
+
+    def matvec(self, theta: Floats, v: Floats) -> Floats:
+        """One pass: JᵀWJ·v at theta, penalties included."""
 
 
 class Phase(Protocol[S]):
@@ -100,6 +128,9 @@ class Phase(Protocol[S]):
 
     def stop(self, state: S) -> Any:
         """Why the phase is over, or None."""
+
+    def best(self, state: S) -> S:
+        """The state at the best point so far, for a fit that is stopped here."""
 
     def step(self, state: S, objective: Objective) -> tuple[S, list[Event]]:
         """The next state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -71,9 +71,11 @@ class FitResult:
     notes : tuple of str
         What a reader of the numbers should know.
     streaming_diagnostics : dict
-        Timings, iterations and passes by phase; `condition`, that of the column-scaled JᵀJ.
-    _residuals : callable
-        Computes `fun`; private.
+        phase_timings (s), phase_iterations, phase_history, total_time (s), warmup_diagnostics,
+        gauss_newton_diagnostics, data_passes over all rows, sample_passes over the sample of the
+        warm-up, condition of the column-scaled JᵀJ, telemetry of this fit, backend.
+    _residuals : Residuals or None
+        Computes `fun`; private; None after pickling, which leaves the data behind.
     _model : Model
         Evaluates `predict`; private.
     """
@@ -100,7 +102,7 @@ class FitResult:
     backend: str
     notes: tuple[str, ...]
     streaming_diagnostics: dict[str, Any]
-    _residuals: Callable[[], Floats] = field(repr=False)
+    _residuals: Any = field(repr=False)
     _model: Any = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -165,7 +167,7 @@ class FitResult:
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers without the data, so that results can be sent between processes."""
-        return {**vars(self), "_residuals": _not_kept}
+        return {**vars(self), "_residuals": None}
 
     # -- derived values ----------------------------------------------------------------------
     @property
@@ -238,7 +240,29 @@ class FitResult:
     @cached_property
     def fun(self) -> Floats:
         """Residuals y − f at popt, shape of y, unweighted; computed when first asked for."""
-        return self._residuals()
+        return np.asarray(self._of_the_data().all())
+
+    def residual_chunks(self) -> Iterator[Floats]:
+        """Residuals y − f at popt, some consecutive rows at a time: for data larger than memory.
+
+        Yields
+        ------
+        ndarray
+            (rows,), or (m, rows) for m outputs; unweighted, in row order.
+
+        Raises
+        ------
+        DataError
+            For a result that was pickled, since the data are not.
+        """
+        yield from self._of_the_data().chunks()
+
+    def _of_the_data(self) -> Any:
+        if self._residuals is None:
+            raise DataError(
+                "the residuals stayed with the data in the process of the fit; use predict(x)"
+            )
+        return self._residuals
 
     def predict(self, x: ArrayLike) -> Floats:
         """Model values at popt.
@@ -291,10 +315,6 @@ class FitResult:
         data["pcov"] = self.pcov.tolist()
         data["model"] = self.model_text
         return json.dumps(_plain(data), allow_nan=False)
-
-
-def _not_kept() -> Floats:
-    raise DataError("the residuals stayed with the data in the process of the fit; use predict(x)")
 
 
 def _plain(value: Any) -> Any:

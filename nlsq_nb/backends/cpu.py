@@ -8,7 +8,7 @@ import threading
 import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -57,6 +57,9 @@ class CpuKernel:
 
     program: Program | PointProgram
     dtype: np.dtype[Any]
+    _ready: dict[tuple[Any, ...], Callable[..., None]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def module(self, *, weighted: bool) -> types.ModuleType:
         """The generated module for weighted or unweighted residuals."""
@@ -80,11 +83,22 @@ class CpuKernel:
             `entry(lo, hi, *rest)` over rows of the chunk.
         """
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        weighted = chunk.w is not None
+        arrays = (*columns, *rest)
+        # all that Numba tells arrays apart by
+        kinds = (name, chunk.w is None, *[(a.dtype, a.ndim, a.flags.num) for a in arrays])
+        function = self._ready.get(kinds)
+        if function is None:
+            function = self._ready[kinds] = self._compiled(name, chunk.w is not None, arrays)
+        return lambda lo, hi, *tail: function(lo, hi, *columns, *tail)
+
+    def _compiled(
+        self, name: str, weighted: bool, arrays: tuple[NDArray[Any], ...]
+    ) -> Callable[..., None]:
+        """The entry point, called once."""
         module = self.module(weighted=weighted)
         try:
             # no rows: compiles, or loads from disk, before threads start
-            getattr(module, name)(0, 0, *columns, *rest)
+            getattr(module, name)(0, 0, *arrays)
         except Exception as error:
             if isinstance(self.program, PointProgram):
                 first = str(error).strip().splitlines()[0]
@@ -94,8 +108,8 @@ class CpuKernel:
             # Numba's files beside the module are damaged: do without them from now on
             _log.warning("the compiled kernel in %s cannot be loaded; compiling anew", module.__file__)
             module = _uncached(self.program, weighted=weighted)
-        function = getattr(module, name)
-        return lambda lo, hi, *tail: function(lo, hi, *columns, *tail)
+        function: Callable[..., None] = getattr(module, name)
+        return function
 
 
 @lru_cache(maxsize=128)
@@ -144,6 +158,10 @@ class CpuBackend:
 
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk as contiguous columns of the storage dtype; see `Backend.put`."""
+        stored = np.dtype(dtype)
+        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        if all(c.dtype == stored and c.flags.c_contiguous for c in columns):
+            return chunk
         return self._numpy.put(chunk, dtype)
 
     def reduce(
@@ -154,6 +172,11 @@ class CpuBackend:
             self._numpy.reduce(kernel, chunk, theta, order, into)
             return
         pieces = into.pieces(chunk.n_rows)
+        if len(pieces) == 1:
+            state = into.new_state(first=True)
+            kernel.entry(f"sums{order}", chunk, theta, state)(0, chunk.n_rows, theta, state)
+            into.add(state, chunk.n_rows)
+            return
         states = [into.new_state(first=index == 0) for index in range(len(pieces))]
         sums = kernel.entry(f"sums{order}", chunk, theta, into.open)
 
@@ -172,6 +195,13 @@ class CpuBackend:
         state = np.zeros((2, len(theta)))
         kernel.entry("matvec", chunk, theta, v, state)(0, chunk.n_rows, theta, v, state)
         return np.asarray(state[0] + state[1])
+
+    def release(self) -> None:
+        """End the threads; see `Backend.release`."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
 
     def _spread(self, work: Callable[[slice], None], count: int) -> None:
         """Run `work` on the slices of range(count), one per thread; inline for one."""

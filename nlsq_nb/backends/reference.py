@@ -56,6 +56,9 @@ class ReferenceBackend:
                 state[0], state[1] = add_compensated(state[0], state[1], sums)
             into.add(state, hi - lo)
 
+    def release(self) -> None:
+        """Nothing is held; see `Backend.release`."""
+
     def matvec(self, kernel: ReferenceKernel, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over the chunk; see `Backend.matvec`."""
         total = np.zeros(len(theta))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
 
-__all__ = ["numeric", "split_columns"]
+__all__ = ["in_blocks", "numeric", "split_columns", "split_grouped"]
+
+_SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
 
 
 def numeric(values: Any, field: str) -> NDArray[Any]:
-    """An array of real numbers in native byte order, not copied when it already is one.
+    """An array of real numbers, not copied when it already is one.
 
     Parameters
     ----------
@@ -26,13 +29,16 @@ def numeric(values: Any, field: str) -> NDArray[Any]:
     Returns
     -------
     ndarray
-        float64 or float32.
+        Of any real dtype and byte order: whoever reads it converts it, a whole file need not be
+        held for that.
 
     Raises
     ------
     DataError
         When the values are not real numbers, or some are masked.
     """
+    if type(values) is np.ndarray and values.dtype.kind in "fiub":
+        return values
     if isinstance(values, np.ma.MaskedArray):
         if np.ma.is_masked(values):
             row = int(np.flatnonzero(np.ma.getmaskarray(values).ravel())[0])
@@ -53,10 +59,7 @@ def numeric(values: Any, field: str) -> NDArray[Any]:
             ) from None
     if array.dtype.kind not in "fiub":
         raise DataError(f"{field} has dtype {array.dtype}; real numbers are needed")
-    if array.dtype in (np.float64, np.float32) and array.dtype.isnative:
-        return array
-    kept = np.float32 if array.dtype.kind == "f" and array.dtype.itemsize == 4 else np.float64
-    return array.astype(kept)
+    return array
 
 
 def split_columns(x: Any, names: Sequence[str], field: str = "xdata") -> tuple[NDArray[Any], ...]:
@@ -83,7 +86,7 @@ def split_columns(x: Any, names: Sequence[str], field: str = "xdata") -> tuple[N
         When the shape does not fit the variables, with both named.
     """
     k = len(names)
-    if isinstance(x, Mapping) or hasattr(x, "columns"):
+    if _is_table(x):
         missing = [name for name in names if name not in x]
         if missing:
             raise DataError(f"{field} has no column {missing[0]!r}; the model needs {list(names)}")
@@ -98,7 +101,7 @@ def split_columns(x: Any, names: Sequence[str], field: str = "xdata") -> tuple[N
             raise DataError(
                 f"{field} has shape {array.shape} but the model has one variable {names[0]!r}"
             )
-        return (np.atleast_1d(array),)
+        return (array if array.ndim else array.reshape(1),)
     if array.ndim == 2 and array.shape[0] == k:
         return tuple(array)
     if array.ndim == 2 and array.shape[1] == k:
@@ -106,6 +109,59 @@ def split_columns(x: Any, names: Sequence[str], field: str = "xdata") -> tuple[N
     raise DataError(
         f"{field} has shape {array.shape}; the model's {k} variables {list(names)} need ({k}, n)"
     )
+
+
+def split_grouped(
+    x: Any, names: Sequence[str], rows: int, field: str = "xdata"
+) -> tuple[NDArray[Any], tuple[NDArray[Any], ...]]:
+    """The column that says which group a row belongs to, and the independent variables.
+
+    Parameters
+    ----------
+    x : array_like or mapping
+        As `split_columns` takes it: then the first column is both group and variable. With one
+        column more, (k+1, n), (n, k+1) or a sequence of k+1 arrays, the first is the group alone.
+        The group of a mapping is its first column, whether or not it is a variable.
+    names : sequence of str, length k
+        The variables.
+    rows : int
+        Number of rows n; tells (k+1, n) from (n, k).
+    field : str
+        Name for messages.
+
+    Returns
+    -------
+    ndarray, tuple of ndarray
+        The groups (n,) and k columns.
+
+    Raises
+    ------
+    DataError
+        When the shape does not fit the variables.
+    """
+    wide = len(names) + 1
+    if _is_table(x):
+        columns, first = split_columns(x, names, field), next(iter(x))
+        groups = numeric(x[first], f"{field}[{first!r}]").ravel()
+        return _same_length([groups, *columns], field, [str(first), *names])[0], columns
+    several = isinstance(x, (list, tuple)) and len(x) == wide
+    if several and np.ndim(x[0]) == 1 and len(x[0]) == rows:
+        parts = [numeric(c, f"{field}[{i}]") for i, c in enumerate(x)]
+        groups, *rest = _same_length(parts, field, ["group", *names])
+        return groups, tuple(rest)
+    if not (isinstance(x, (list, tuple)) and len(x) == len(names) > 1):
+        x = numeric(x, field)
+        if x.shape == (wide, rows):
+            return x[0], tuple(x[1:])
+        if x.shape == (rows, wide):
+            return x[:, 0], tuple(x.T[1:])
+    columns = split_columns(x, names, field)
+    return columns[0], columns
+
+
+def _is_table(x: Any) -> bool:
+    """Whether columns go by name."""
+    return not isinstance(x, np.ndarray) and (isinstance(x, Mapping) or hasattr(x, "columns"))
 
 
 def _same_length(
@@ -118,3 +174,25 @@ def _same_length(
                 f"column {names[0]!r} has shape {columns[0].shape}"
             )
     return tuple(columns)
+
+
+def in_blocks(column: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Cut a chunk's column into the blocks of the grid.
+
+    Parameters
+    ----------
+    column : ndarray, shape (rows,)
+        Starts on a block boundary.
+
+    Yields
+    ------
+    ndarray, shape (blocks, BLOCK) or (1, rest)
+        Views of many blocks at a time, then of what is left of the last one.
+    """
+    for lo in range(0, len(column), _SCAN):
+        part = column[lo : lo + _SCAN]
+        whole = len(part) // BLOCK * BLOCK
+        if whole:
+            yield part[:whole].reshape(-1, BLOCK)
+        if whole < len(part):
+            yield part[whole:].reshape(1, -1)

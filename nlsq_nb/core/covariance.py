@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
+from scipy.linalg import lapack
 
-from nlsq_nb.core.linsolve import SINGULAR, column_norms
+from nlsq_nb.core.linsolve import SINGULAR, cholesky, column_norms, column_scaled, eigenvectors
 
 __all__ = ["Covariance", "covariance"]
 
@@ -52,22 +52,39 @@ def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covarianc
     Covariance
         Rank deficiency shows as infinite variances, never as small ones.
     """
-    p = len(h)
-    matrix = np.zeros((p, p))
-    undetermined = np.zeros(p, dtype=np.bool_)
     norms = column_norms(h)
     used = free & (norms > 0.0) & np.isfinite(norms)
-    undetermined[free & ~used] = True
+    if used.all():
+        inverse, weak, condition = _inverse(column_scaled(h, norms))
+        matrix = _unscaled(inverse, norms, variance)
+        if not weak.any() and np.isfinite(variance) and np.isfinite(matrix.diagonal()).all():
+            return Covariance(matrix, weak, condition)
+        return _marked(matrix, weak, free, variance, condition)
+    matrix = np.zeros_like(h)
+    undetermined = free & ~used
     condition = 1.0
     if used.any():
-        scaled = h[np.ix_(used, used)] / np.outer(norms[used], norms[used])
-        np.fill_diagonal(scaled, 1.0)
-        inverse, weak, condition = _inverse(scaled)
+        inverse, weak, condition = _inverse(column_scaled(h[used][:, used], norms[used]))
         undetermined[np.flatnonzero(used)[weak]] = True
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            block = inverse / norms[used][:, None] / norms[used][None, :]
-            matrix[np.ix_(used, used)] = block * (variance if np.isfinite(variance) else 1.0)
-    undetermined |= ~np.isfinite(np.diagonal(matrix))
+        matrix[np.ix_(used, used)] = _unscaled(inverse, norms[used], variance)
+    return _marked(matrix, undetermined, free, variance, condition)
+
+
+def _unscaled(inverse: Floats, norms: Floats, variance: float) -> Floats:
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        block = inverse / norms[:, None] / norms
+        return block * (variance if np.isfinite(variance) else 1.0)
+
+
+def _marked(
+    matrix: Floats,
+    undetermined: NDArray[np.bool_],
+    free: NDArray[np.bool_],
+    variance: float,
+    condition: float,
+) -> Covariance:
+    """With infinite variances for what is not determined, zero for what is fixed."""
+    undetermined = undetermined | ~np.isfinite(matrix.diagonal())
     if not np.isfinite(variance):
         undetermined = undetermined | free
     matrix[undetermined, :] = np.nan
@@ -81,16 +98,14 @@ def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covarianc
 
 def _inverse(scaled: Floats) -> tuple[Floats, NDArray[np.bool_], float]:
     """Inverse over the determined directions, which parameters the others touch, condition."""
-    values, vectors = linalg.eigh(scaled, check_finite=False)
+    values, vectors = eigenvectors(scaled)
     keep = values > len(values) * SINGULAR * values[-1]
-    weak = np.sum(vectors[:, ~keep] ** 2, axis=1) > _SHARE
-    condition = float(values[-1] / values[keep][0])
     if keep.all():
         # Cholesky keeps each variance's own relative accuracy
-        try:
-            factor = linalg.cho_factor(scaled, lower=True, check_finite=False)
-            return linalg.cho_solve(factor, np.eye(len(values))), weak, condition
-        except linalg.LinAlgError:
-            pass
+        lower = cholesky(scaled)
+        if lower is not None:
+            inverse, _ = lapack.dpotrs(lower, np.eye(len(values)), lower=1)
+            return inverse, np.zeros(len(values), np.bool_), float(values[-1] / values[0])
+    weak = np.sum(vectors[:, ~keep] ** 2, axis=1) > _SHARE
     kept = vectors[:, keep]
-    return (kept / values[keep]) @ kept.T, weak, condition
+    return (kept / values[keep]) @ kept.T, weak, float(values[-1] / values[keep][0])

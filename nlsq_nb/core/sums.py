@@ -8,8 +8,10 @@ that order is fixed by the grid: blocks within a segment, then segments, both by
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from nlsq_nb.core.layout import SEGMENT, sums_size
 __all__ = ["Accumulator", "NormalSums", "add_compensated"]
 
 Floats = NDArray[np.float64]
+_FEW = 64  # numbers up to which Python is faster than NumPy
 
 
 def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, Floats]:
@@ -91,8 +94,11 @@ class NormalSums:
     @cached_property
     def packed(self) -> Floats:
         """All sums, rounded to float64."""
+        total = self.high + self.low
+        if _all_finite(total):
+            return total
         # where high is infinite, low is nan from inf - inf; the infinity is the answer
-        return np.where(np.isfinite(self.high), self.high + self.low, self.high)
+        return np.where(np.isfinite(self.high), total, self.high)
 
     @property
     def sse(self) -> float:
@@ -107,17 +113,23 @@ class NormalSums:
     @cached_property
     def jtj(self) -> Floats:
         """JᵀWJ, shape (p, p), symmetric."""
-        p = self.n_params
-        matrix = np.zeros((p, p))
-        rows, columns = _upper(p)
-        matrix[rows, columns] = self.packed[1 + p :]
-        matrix[columns, rows] = self.packed[1 + p :]
-        return matrix
+        return self.packed.take(_square(self.n_params))
+
+    @cached_property
+    def derived(self) -> dict[str, Any]:
+        """What a phase has worked out from these sums and may want again; no part of the value."""
+        return {}
 
     @cached_property
     def is_finite(self) -> bool:
         """Whether every sum is a finite number."""
-        return bool(np.isfinite(self.packed).all())
+        return _all_finite(self.packed)
+
+
+def _all_finite(values: Floats) -> bool:
+    if len(values) <= _FEW:
+        return all(map(math.isfinite, values.tolist()))
+    return bool(np.isfinite(values).all())
 
 
 @lru_cache(maxsize=32)
@@ -125,6 +137,15 @@ def _upper(p: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Row and column of each packed element of the upper triangle."""
     rows, columns = np.triu_indices(p)
     return rows, columns
+
+
+@lru_cache(maxsize=32)
+def _square(p: int) -> NDArray[np.intp]:
+    """Where each element of the full JᵀWJ is packed."""
+    where = np.empty((p, p), dtype=np.intp)
+    rows, columns = _upper(p)
+    where[rows, columns] = where[columns, rows] = np.arange(1 + p, sums_size(p, 2))
+    return where
 
 
 class Accumulator:
@@ -139,7 +160,8 @@ class Accumulator:
     """
 
     def __init__(self, n_params: int, order: int) -> None:
-        self._total = NormalSums.zero(n_params, order)
+        self._shape = (n_params, order)
+        self._total: NormalSums | None = None
         self.position = 0
         self.open = np.zeros((2, sums_size(n_params, order)))
 
@@ -165,7 +187,7 @@ class Accumulator:
 
     def new_state(self, first: bool) -> Floats:
         """The state that a piece is folded into: the open segment for the first, else zeros."""
-        return self.open if first else np.zeros_like(self.open)
+        return self.open if first else np.zeros(self.open.shape)
 
     def add(self, state: Floats, rows: int) -> None:
         """Take the next piece, in row order.
@@ -184,11 +206,11 @@ class Accumulator:
 
     def result(self) -> NormalSums:
         """The sums of everything taken."""
-        self._close()
-        return replace(self._total, n_rows=self.position)
+        total = self._close()
+        return NormalSums(self.position, *self._shape, total.high, total.low)
 
-    def _close(self) -> None:
-        zero = self._total
-        segment = NormalSums(0, zero.n_params, zero.order, self.open[0], self.open[1])
-        self._total = zero + segment
-        self.open = np.zeros_like(self.open)
+    def _close(self) -> NormalSums:
+        segment = NormalSums(0, *self._shape, self.open[0], self.open[1])
+        total = segment if self._total is None else self._total + segment
+        self._total, self.open = total, np.zeros(self.open.shape)
+        return total

@@ -9,17 +9,22 @@ rescaled by the data instead of by its starting value. The damping comes from th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
+from scipy.linalg import lapack
 
-from nlsq_nb.core.linsolve import column_norms, solve_positive
+from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, length, solve_positive
 
-__all__ = ["Step", "next_radius", "trust_region_step"]
+__all__ = ["SLACK", "Step", "limited", "next_radius", "trust_region_step"]
+
+SLACK = 1.1
+"""A full step up to this many times Δ is taken as it is (Moré 1978, §5)."""
 
 Floats = NDArray[np.float64]
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +106,16 @@ def trust_region_step(
         inward = np.where(delta == upper, -pull, np.where(delta == lower, pull, 0.0))
         inward = np.where(useful & ~free, inward / np.where(scale > 0.0, scale, 1.0), 0.0)
         worst = int(np.argmax(inward)) if len(inward) else 0
-        if not len(inward) or inward[worst] <= 1e-14 * np.linalg.norm(g / np.where(scale > 0, scale, 1)):
+        if not len(inward) or inward[worst] <= 1e-14 * length(g / np.where(scale > 0, scale, 1)):
             break
         free[worst] = True
     return _step(h, g, scale, delta, damping or 0.0)
 
 
 def _step(h: Floats, g: Floats, scale: Floats, delta: Floats, damping: float) -> Step:
-    slope = float(g @ delta)
-    norm = float(np.linalg.norm(scale * delta))
-    return Step(delta, norm, damping, slope, 2.0 * slope - float(delta @ h @ delta))
+    slope, reach = float(g.dot(delta)), scale * delta
+    norm = math.sqrt(reach.dot(reach))
+    return Step(delta, norm, damping, slope, 2.0 * slope - float(delta.dot(h.dot(delta))))
 
 
 def _unbounded(
@@ -120,44 +125,76 @@ def _unbounded(
     if not len(g):
         return g, damping or 0.0
     norms = column_norms(h)
-    unit, right, q = h / np.outer(norms, norms), g / norms, scale / norms
-    np.fill_diagonal(unit, 1.0)
-    if not damping:
-        u, _ = solve_positive(unit, right, ridge)
-        if damping == 0.0 or np.linalg.norm(q * u) <= 1.1 * radius:
-            return u / norms, 0.0
-        damping = _secular(unit, right, q, radius, u)
-    u = _damped(unit, right, q, damping)[0]
+    unit, right, q = column_scaled(h, norms), g / norms, scale / norms
+    if damping:
+        return _damped(unit, right, q * q, damping)[0] / norms, damping
+    u, _ = solve_positive(unit, right, ridge)
+    if damping == 0.0 or length(q * u) <= SLACK * radius:
+        return u / norms, 0.0
+    u, damping = limited(unit, right, q, radius, u)
     return u / norms, damping
 
 
-def _damped(unit: Floats, right: Floats, q: Floats, damping: float) -> tuple[Floats, Floats]:
+def _damped(
+    unit: Floats, right: Floats, squares: Floats, damping: float
+) -> tuple[Floats, Floats]:
     """The step for λ and its lower Cholesky factor."""
-    factor = linalg.cholesky(unit + np.diag(damping * q * q), lower=True, check_finite=False)
-    return linalg.cho_solve((factor, True), right, check_finite=False), factor
+    shifted = unit.copy()
+    shifted.ravel()[:: len(right) + 1] += damping * squares
+    lower = cholesky(shifted)
+    if lower is None:
+        raise np.linalg.LinAlgError("the damped matrix is not positive definite")
+    return lapack.dpotrs(lower, right, lower=1)[0], lower
 
 
-def _secular(unit: Floats, right: Floats, q: Floats, radius: float, full: Floats) -> float:
-    """λ with ‖q·u(λ)‖ = radius to ten per cent, safeguarded Newton."""
-    low, high = 0.0, float(np.linalg.norm(right / q)) / radius
-    damping = max(1e-3 * high, high * radius / max(float(np.linalg.norm(q * full)), radius))
+def limited(
+    unit: Floats, right: Floats, q: Floats, radius: float, full: Floats
+) -> tuple[Floats, float]:
+    """The step u and λ with ‖q·u(λ)‖ = radius to ten per cent, safeguarded Newton.
+
+    Parameters
+    ----------
+    unit : ndarray, shape (p, p)
+        Matrix with a unit diagonal.
+    right : ndarray, shape (p,)
+        Right-hand side.
+    q : ndarray, shape (p,)
+        D in these coordinates.
+    radius : float
+        Δ > 0, less than ‖q·full‖.
+    full : ndarray, shape (p,)
+        The undamped solution.
+
+    Returns
+    -------
+    tuple of (ndarray, float)
+        u and λ > 0.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        When no damping makes the matrix regular.
+    """
+    squares = q * q
+    low, high = 0.0, length(right / q) / radius
+    damping = max(1e-3 * high, high * radius / max(length(q * full), radius))
     damping = min(damping, high)
     for _ in range(30):
         try:
-            u, factor = _damped(unit, right, q, damping)
-        except linalg.LinAlgError:  # still singular: more damping
-            low, damping = damping, max(np.sqrt(damping * high), 10.0 * damping)
+            u, lower = _damped(unit, right, squares, damping)
+        except np.linalg.LinAlgError:  # still singular: more damping
+            low, damping = damping, max(math.sqrt(damping * high), 10.0 * damping)
             continue
-        norm = float(np.linalg.norm(q * u))
+        norm = length(q * u)
         if abs(norm - radius) <= 0.1 * radius:
-            break
+            return u, damping
         low, high = (damping, high) if norm > radius else (low, damping)
-        slope = linalg.solve_triangular(factor, q * q * u, lower=True, check_finite=False)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            damping += float((norm / radius - 1.0) * norm * norm / (slope @ slope))
+        slope, _ = lapack.dtrtrs(lower, squares * u, lower=1)
+        fall = float(slope.dot(slope))
+        damping += (norm / radius - 1.0) * norm * norm / fall if fall > 0.0 else math.inf
         if not low < damping < high:
-            damping = float(np.sqrt(max(low, 1e-3 * high) * high))
-    return float(damping)
+            damping = math.sqrt(max(low, 1e-3 * high) * high)
+    return _damped(unit, right, squares, damping)[0], damping
 
 
 def next_radius(radius: float, step: Step, actual: float) -> float:
@@ -177,13 +214,13 @@ def next_radius(radius: float, step: Step, actual: float) -> float:
     float
         The new radius.
     """
-    ratio = actual / step.predicted if step.predicted > 0.0 else -np.inf
+    ratio = actual / step.predicted if step.predicted > 0.0 else -math.inf
     if ratio <= 0.25:
         # minimum of the parabola through the old cost, its slope and the new cost
         curved = step.slope - 0.5 * actual
         shrink = 0.5 if actual >= 0.0 else 0.5 * step.slope / curved
         reach = min(radius, 10.0 * step.norm) if step.norm > 0.0 else radius
-        return max(float(np.clip(shrink, 0.1, 0.5)) * reach, float(np.finfo(np.float64).tiny))
+        return max(min(max(shrink, 0.1), 0.5) * reach, _TINY)
     if step.norm > 0.0 and (step.damping == 0.0 or ratio >= 0.75):
         return 2.0 * step.norm
     return radius

@@ -8,19 +8,102 @@ reduced functional of α uses the Schur complement of H (Golub & Pereyra 1973, S
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.linsolve import column_norms, solve_positive
+from nlsq_nb.core.factor import factorize, split
+from nlsq_nb.core.linsolve import (
+    column_norms,
+    column_scaled,
+    principal,
+    rounding_error,
+    solve_positive,
+)
 from nlsq_nb.core.trust_region import Step, trust_region_step
 
-__all__ = ["reduced_norms", "reduced_step", "relax", "schur"]
+__all__ = ["TRUSTED", "eliminable", "has_room", "reduced_norms", "reduced_step", "relax", "room_within", "schur"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Room = tuple[Floats, Floats]
+
+TRUSTED = 1e-6
+"""Relative rounding error up to which the linear parameters are solved for apart."""
+
+
+def has_room(room: Room | None, mask: Mask, delta: Floats | None = None) -> bool:
+    """Whether a change of some parameters stays clear of their bounds.
+
+    Parameters
+    ----------
+    room : tuple of ndarray, or None
+        Lowest and highest change that the bounds allow; None without bounds.
+    mask : ndarray of bool, shape (p,)
+        The parameters that are asked about.
+    delta : ndarray, shape (p,), optional
+        The change; by default none.
+
+    Returns
+    -------
+    bool
+        False when one of them stands on a bound or beyond.
+    """
+    if room is None:
+        return True
+    change = [0.0] * len(mask) if delta is None else delta.tolist()
+    columns = zip(mask.tolist(), room[0].tolist(), change, room[1].tolist(), strict=True)
+    return all(low < value < high for asked, low, value, high in columns if asked)
+
+
+def room_within(lower: Floats, upper: Floats, theta: Floats) -> Room | None:
+    """The changes that the bounds allow.
+
+    Parameters
+    ----------
+    lower, upper : ndarray, shape (p,)
+        Bounds, ±inf where there are none.
+    theta : ndarray, shape (p,)
+        The point, within them.
+
+    Returns
+    -------
+    tuple of ndarray, or None
+        Lowest and highest change; None when there is no bound at all.
+    """
+    if max(lower.tolist()) == -math.inf and min(upper.tolist()) == math.inf:
+        return None
+    return lower - theta, upper - theta
+
+
+def eliminable(h: Floats, separable: Mask) -> Mask:
+    """The parameters to eliminate: none while their own system cannot be solved to some digits.
+
+    Two nearly equal terms leave nothing but rounding in the Schur complement; an ordinary step of
+    all parameters leads away from there.
+
+    Parameters
+    ----------
+    h : ndarray, shape (p, p)
+        JᵀWJ.
+    separable : ndarray of bool, shape (p,)
+        The linear parameters.
+
+    Returns
+    -------
+    ndarray of bool, shape (p,)
+        `separable` itself, or no parameter.
+    """
+    known = separable.tolist()
+    if all(known) or not any(known):
+        return separable
+    # one row is regular, and sums that are not finite say nothing
+    if sum(known) == 1 or not np.isfinite(h).all():
+        return separable
+    lost = rounding_error(h[separable][:, separable])
+    return separable if lost <= TRUSTED else np.zeros_like(separable)
 
 
 def relax(h: Floats, g: Floats, linear: Mask, room: Room, ridge: float) -> Step:
@@ -42,14 +125,19 @@ def relax(h: Floats, g: Floats, linear: Mask, room: Room, ridge: float) -> Step:
     Step
         `delta` (p,), zero at the others; `predicted` is the exact reduction of the sse.
     """
+    if True not in linear.tolist():
+        return Step(np.zeros_like(g), 0.0, 0.0, 0.0, 0.0)
+    factor = factorize(h, g, split(linear, linear))
+    if factor is not None:
+        best = factor.relaxed()
+        if has_room(room, linear, best.delta):
+            return best
     delta = np.zeros_like(g)
-    if not linear.any():
-        return Step(delta, 0.0, 0.0, 0.0, 0.0)
     part = trust_region_step(
-        h[np.ix_(linear, linear)],
+        principal(h, linear),
         g[linear],
         column_norms(h)[linear],
-        np.inf,
+        math.inf,
         (room[0][linear], room[1][linear]),
         ridge,
     )
@@ -90,7 +178,7 @@ def reduced_step(
         whose linear parameters are relaxed already.
     """
     if not linear.any() or linear.all():  # a linear model is its own quadratic: no radius needed
-        limit = np.inf if linear.all() else radius
+        limit = math.inf if linear.all() else radius
         return trust_region_step(h, g, scale, limit, room, ridge)
     start = relax(h, g, linear, room, ridge)
     moved = g - h @ start.delta  # the gradient vector after relaxing
@@ -152,14 +240,13 @@ def schur(h: Floats, inner: Mask, outer: Mask, ridge: float) -> Floats:
     ndarray
         Symmetric, one row per kept parameter; its diagonal stays above rounding level.
     """
-    block = h[np.ix_(outer, outer)]
+    block = h[outer][:, outer]
     norms = column_norms(h)
     inner = inner & (norms > 0.0)
     if not inner.any():
         return block
-    scaled = h[np.ix_(inner, inner)] / np.outer(norms[inner], norms[inner])
-    np.fill_diagonal(scaled, 1.0)
-    coupling = h[np.ix_(inner, outer)] / norms[inner][:, None]
+    scaled = column_scaled(h[inner][:, inner], norms[inner])
+    coupling = h[inner][:, outer] / norms[inner][:, None]
     solved = np.column_stack([solve_positive(scaled, column, ridge)[0] for column in coupling.T])
     reduced = block - coupling.T @ solved
     reduced = 0.5 * (reduced + reduced.T)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_nb.errors import StopFit
-from nlsq_nb.events import Event, StepDone
+from nlsq_nb.events import Event, StepDone, WarmupStepDone
 
 __all__ = ["CallbackObserver"]
 
@@ -19,20 +19,28 @@ class CallbackObserver:
     Parameters
     ----------
     callback : callable
-        Receives a copy of the parameters (p,), the sse, and a rising iteration count. Returning
-        True, or raising `StopFit`, ends the fit with the best point.
+        Receives a copy of the parameters (p,), the sse (estimated from the sample in a sampled
+        warm-up), and an iteration count that rises through the warm-up and Gauss–Newton.
+        Returning True, or raising `StopFit`, ends the fit with the best point.
     every : int
         Iterations between calls; the first iteration is always told.
+
+    Raises
+    ------
+    TypeError
+        When the callback cannot be called.
     """
 
     def __init__(self, callback: Callable[..., Any], every: int) -> None:
+        if not callable(callback):
+            raise TypeError(f"callback={callback!r} cannot be called")
         self._callback = callback
         self._every = every
         self._count = 0
 
     def __call__(self, event: Event) -> None:
         """Receive an event."""
-        if not isinstance(event, StepDone):
+        if not isinstance(event, (StepDone, WarmupStepDone)):
             return
         self._count += 1
         due = (self._count - 1) % self._every == 0

@@ -3,87 +3,150 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import Any
 
-from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted, StepDone
+from nlsq_nb.events import (
+    CostGuardTripped,
+    Event,
+    FirstPassStarted,
+    HistoryFilled,
+    LineSearchFailed,
+    PassProgress,
+    PhaseDone,
+    PhaseStarted,
+    StepClipped,
+    StepDone,
+    StepModeChosen,
+    WarmStartDetected,
+    WarmupStepDone,
+)
+from nlsq_nb.observe.history import TITLES
 
-__all__ = ["ProgressLog", "shown"]
+__all__ = ["ProgressLog"]
 
 _LOGGER = logging.getLogger("nlsq_nb.fit")
-_TITLES = {
-    0: "Phase 0: Normalization Setup",
-    1: "Phase 1: L-BFGS Warmup",
-    2: "Phase 2: Streaming Gauss-Newton",
-    3: "Phase 3: Denormalization and Covariance",
+_WARMUP, _NEWTON = _ITERATIVE = 1, 2
+
+
+def _pass_line(event: PassProgress) -> str:
+    rate = event.rows_done / event.seconds if event.seconds > 0 else 0.0
+    done = f"{event.rows_done:,} of {event.n_rows:,} rows"
+    share = 100 * event.rows_done // event.n_rows if event.n_rows else 100
+    left = f", {_duration((event.n_rows - event.rows_done) / rate)} left" if rate else ""
+    return f"  pass: {done} ({share}%), {rate:.1e} rows/s{left}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+_LINES: dict[type[Event], Callable[[Any], str]] = {
+    FirstPassStarted: lambda e: (
+        f"  Computing initial JTJ ({e.n_chunks} chunks, {e.n_rows} points)..."
+    ),
+    PassProgress: _pass_line,
+    WarmStartDetected: lambda e: (
+        "Phase 1: Skipping L-BFGS warmup - warm start detected "
+        f"(relative_loss={e.relative_loss:.4e})"
+    ),
+    StepModeChosen: lambda e: (
+        f"  First step: {e.mode} (relative_loss={e.relative_loss:.4e})"
+    ),
+    WarmupStepDone: lambda e: (
+        f"  L-BFGS iter {e.iteration}/{e.limit}: cost={e.sse:.6e}, "
+        f"grad_norm={e.grad_norm:.6e}, step={e.step_norm:.6e}"
+    ),
+    StepClipped: lambda e: (
+        f"  Step clipped: length {e.original_norm:.4e} shortened to {e.max_norm:.4e}"
+    ),
+    CostGuardTripped: lambda e: (
+        f"  Cost guard tripped at iteration {e.iteration}: cost is {e.cost_ratio:.4g} times the "
+        f"best (limit {1.0 + e.tolerance:.4g}); back to the best point"
+    ),
+    HistoryFilled: lambda e: f"  L-BFGS history full at iteration {e.iteration}",
+    LineSearchFailed: lambda e: f"  Line search failed at iteration {e.iteration}: {e.reason}",
+    StepDone: lambda e: (
+        f"  GN iter {e.iteration}/{e.limit}: cost={e.sse:.6e}, grad_norm={e.grad_norm:.6e}, "
+        f"reduction={e.reduction:.6e}, Δ={e.radius:.4f}"
+    ),
+    PhaseDone: lambda e: f"  {e.reason} ({e.iterations} iterations)",
 }
 
 
 class ProgressLog:
-    """Writes events as INFO lines.
+    """Writes events as INFO lines, to the application's log if it has one, else to stderr.
 
     Parameters
     ----------
     every : int
         Iterations between lines.
-    with_parameters : bool
-        Whether a line is followed by the parameters.
+    verbose : {0, 1, 2}
+        0 writes nothing; 2 also tells the parameters of each iteration and what is routine.
+
+    Notes
+    -----
+    A fit owns where its lines go and changes no setting of logging, so that fits in other
+    threads, silent or not, are not touched.
     """
 
-    def __init__(self, every: int, with_parameters: bool) -> None:
+    def __init__(self, every: int, verbose: int) -> None:
         self._every = every
-        self._with_parameters = with_parameters
+        self._detailed = verbose > 1
         self._start = time.perf_counter()
+        self._logger = _open_log() if verbose else None
+        self._title: str | None = None  # set: the warm-up has begun and may yet be skipped
+        self._skipped = False
 
     def __call__(self, event: Event) -> None:
         """Receive an event."""
+        if self._logger is None or not self._logger.isEnabledFor(logging.INFO):
+            return
+        for line in self._lines(event):
+            self._logger.info(line)
+
+    def _lines(self, event: Event) -> list[str]:
+        """What there is to say, titles included."""
         if isinstance(event, PhaseStarted):
-            _LOGGER.info(_TITLES[event.number])
-        elif isinstance(event, FirstPassStarted):
-            _LOGGER.info(
-                "  Computing initial JTJ (%d chunks, %d points)...", event.n_chunks, event.n_rows
-            )
-        elif isinstance(event, StepDone) and event.iteration % self._every == 0:
-            _LOGGER.info(
-                "  GN iter %d/%d: cost=%.6e, grad_norm=%.6e, reduction=%.6e, Δ=%.4f, time=%.1fs",
-                event.iteration,
-                event.limit,
-                event.sse,
-                event.grad_norm,
-                event.reduction,
-                event.radius,
-                time.perf_counter() - self._start,
-            )
-            if self._with_parameters:
-                _LOGGER.info("    params: %s", " ".join(f"{v:.10g}" for v in event.theta))
-        elif isinstance(event, PhaseDone):
-            _LOGGER.info("  %s (%d iterations)", event.reason, event.iterations)
+            title = TITLES[event.number]
+            self._title = title if event.number == _WARMUP else None
+            return [] if self._title else [title]
+        if isinstance(event, WarmStartDetected):
+            self._title, self._skipped = None, True
+        if not self._wanted(event):
+            return []
+        lines = [_LINES[type(event)](event)]
+        if isinstance(event, (StepDone, WarmupStepDone)):
+            lines[0] += f", time={time.perf_counter() - self._start:.1f}s"
+            if self._detailed:
+                lines.append("    params: " + " ".join(f"{v:.10g}" for v in event.theta))
+        if self._title and not isinstance(event, PassProgress):
+            lines.insert(0, self._title)
+            self._title = None
+        return lines
+
+    def _wanted(self, event: Event) -> bool:
+        if isinstance(event, (StepDone, WarmupStepDone)):
+            return event.iteration % self._every == 0
+        if isinstance(event, (StepClipped, HistoryFilled)):
+            return self._detailed
+        if isinstance(event, FirstPassStarted):
+            return self._title is None
+        if isinstance(event, PhaseDone):
+            return event.number in _ITERATIVE and not (event.number == _WARMUP and self._skipped)
+        return type(event) in _LINES
 
 
-@contextmanager
-def shown(verbose: int) -> Iterator[None]:
-    """Show the library's INFO lines on stderr while a fit runs.
-
-    Parameters
-    ----------
-    verbose : int
-        Nothing is attached at 0, nor when the application has set up logging itself.
-    """
-    logger = logging.getLogger("nlsq_nb")
-    if verbose == 0 or (logger.isEnabledFor(logging.INFO) and logger.hasHandlers()):
-        yield
-        return
+def _open_log() -> logging.Logger:
+    """The library's logger if the application listens to its INFO lines, else one to stderr."""
+    if _LOGGER.isEnabledFor(logging.INFO) and _LOGGER.hasHandlers():
+        return _LOGGER
+    console = logging.Logger(_LOGGER.name, logging.INFO)  # noqa: LOG001 - unknown to the others
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    own = threading.get_ident()
-    handler.addFilter(lambda record: record.thread == own)  # not the lines of a silent fit beside
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    console.addHandler(handler)
+    return console

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from nlsq_nb.errors import StopFit
-from nlsq_nb.phases.state import FitState, StopReason
+from nlsq_nb.events import Event
+from nlsq_nb.phases.state import FitState, StopReason, WarmupStop
 from nlsq_nb.protocols import Objective, Observer, Phase
 
 __all__ = ["run"]
 
+_LIMITS = (StopReason.MAX_ITERATIONS, WarmupStop.MAX_ITERATIONS)
+
 
 def run(
-    phase: Phase[FitState], state: FitState, objective: Objective, emit: Observer
+    phase: Phase[FitState],
+    state: FitState,
+    objective: Objective,
+    emit: Observer,
+    *,
+    save: Callable[[FitState], None] | None = None,
+    resumed: bool = False,
 ) -> FitState:
     """Run one phase to its stop.
 
@@ -21,11 +31,15 @@ def run(
     phase : Phase
         `init`, `stop` and `step`.
     state : FitState
-        What the phase before left.
+        What the phase before left, or the state to go on from.
     objective : Objective
-        Evaluates the sums.
+        Evaluates the sums; when its weights change the phase begins anew at its best point.
     emit : callable
         Receives every event; may raise `StopFit` to end the phase.
+    save : callable, optional
+        Receives the state after every step.
+    resumed : bool
+        Whether `state` comes from a step of this very phase, so that there is nothing to begin.
 
     Returns
     -------
@@ -37,16 +51,30 @@ def run(
     KeyboardInterrupt
         When it comes before the first point has been evaluated.
     """
-    state, events = phase.init(state, objective)
+    revision = objective.revision
+    events: list[Event] = []
+    if not resumed:
+        state, events = phase.init(state, objective)
     try:
-        for event in events:
-            emit(event)
-        while phase.stop(state) is None:
-            state, events = phase.step(state, objective)
+        while True:
             for event in events:
                 emit(event)
+            if objective.revision != revision:
+                revision = objective.revision
+                state = _anew(phase, state, objective)
+            if phase.stop(state) is not None:
+                return state
+            state, events = phase.step(state, objective)
+            if save is not None:
+                save(state)
     except StopFit:
-        return replace(state, stop=StopReason.CALLBACK)
+        return replace(phase.best(state), stop=StopReason.CALLBACK)
     except KeyboardInterrupt:
-        return replace(state, stop=StopReason.INTERRUPTED)
-    return state
+        return replace(phase.best(state), stop=StopReason.INTERRUPTED)
+
+
+def _anew(phase: Phase[FitState], state: FitState, objective: Objective) -> FitState:
+    """The state measured again under changed weights; a limit that was reached stays reached."""
+    limit = phase.stop(state) if phase.stop(state) in _LIMITS else None
+    fresh, _ = phase.init(replace(phase.best(state), sums=None), objective)
+    return replace(fresh, iteration=state.iteration, stop=limit or fresh.stop)

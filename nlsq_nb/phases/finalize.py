@@ -29,15 +29,18 @@ class Outcome:
         −1 on the lower bound, 1 on the upper, 0 inside, as SciPy's active_mask.
     dof : int
         Residuals minus free parameters.
+    sse : float
+        Σ w r² of the data alone.
     """
 
     state: FitState
     covariance: Covariance
     active: NDArray[np.int_]
     dof: int
+    sse: float
 
 
-def finalize(state: FitState, n_residuals: int, absolute_sigma: bool) -> Outcome:
+def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: float) -> Outcome:
     """Covariance at the solution.
 
     The kernels work in physical parameters, so H needs no transform by S here; inverting it
@@ -46,11 +49,14 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool) -> Outcome
     Parameters
     ----------
     state : FitState
-        The last state of phase 2, with sums of order 2.
+        The last state of phase 2, with sums of order 2, or of order 1 where p is too large for a
+        covariance: that is infinite then.
     n_residuals : int
         Rows times outputs.
     absolute_sigma : bool
         Whether sigma is taken as it is (σ² = 1) instead of σ² = SSE/(n − p).
+    penalty : float
+        What the sse of the state holds beside the data.
 
     Returns
     -------
@@ -60,12 +66,22 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool) -> Outcome
     assert state.sums is not None
     # p counts every parameter, fixed ones aside, as degrees of freedom are counted elsewhere
     dof = n_residuals - int(state.free.sum())
-    variance = 1.0 if absolute_sigma else (state.sums.sse / dof if dof > 0 else np.inf)
+    sse = max(state.sums.sse - penalty, 0.0)
+    variance = 1.0 if absolute_sigma else (sse / dof if dof > 0 else np.inf)
     at_lower = (state.theta == state.lower) & state.free
     at_upper = (state.theta == state.upper) & state.free
     return Outcome(
         state,
-        covariance(state.sums.jtj, state.free, variance),
+        covariance(state.sums.jtj, state.free, variance) if state.sums.order > 1 else _unknown(state),
         at_upper.astype(int) - at_lower.astype(int),
         dof,
+        sse,
     )
+
+
+def _unknown(state: FitState) -> Covariance:
+    """No covariance: too many parameters for JᵀWJ; nothing says that they are undetermined."""
+    p = len(state.theta)
+    matrix = np.full((p, p), np.inf)
+    matrix[~state.free, :] = matrix[:, ~state.free] = 0.0
+    return Covariance(matrix, np.zeros(p, dtype=bool), np.nan)

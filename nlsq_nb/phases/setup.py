@@ -9,7 +9,7 @@ from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.errors import DataError
 from nlsq_nb.phases.state import FitState
 
-__all__ = ["setup"]
+__all__ = ["restart", "setup"]
 
 Floats = NDArray[np.float64]
 
@@ -73,4 +73,36 @@ def setup(
         separable=separable,
         linear=separable,
         signal=signal,
+        first=theta,
+    )
+
+
+def restart(state: FitState, theta: Floats) -> FitState:
+    """The first state of a fit of the same problem from another start.
+
+    Parameters
+    ----------
+    state : FitState
+        From `setup`.
+    theta : ndarray, shape (p,)
+        The other start, within the bounds.
+
+    Returns
+    -------
+    FitState
+        Normalised at the other start.
+    """
+    old = state.normalizer
+    bounds = (state.lower, state.upper)
+    normalizer = ParameterNormalizer(theta, bounds, old.strategy)
+    return FitState(
+        theta=theta,
+        normalizer=normalizer,
+        lower=state.lower,
+        upper=state.upper,
+        free=state.free,
+        separable=state.separable,
+        linear=state.separable,
+        signal=state.signal,
+        first=theta,
     )

@@ -8,10 +8,11 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.lbfgs import Pairs
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import NormalSums
 
-__all__ = ["FitState", "StopReason"]
+__all__ = ["FitState", "StopReason", "WarmupPoint", "WarmupState", "WarmupStop"]
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +39,93 @@ class StopReason(Enum):
             StopReason.EXACT_FIT,
             StopReason.NOTHING_FREE,
         )
+
+
+class WarmupStop(Enum):
+    """Why the warm-up is over; Gauss–Newton follows in any case."""
+
+    WARM_START = "skipped: the start is near the optimum"
+    NOT_ASKED = "skipped: no iterations are asked for"
+    NOTHING_NONLINEAR = "skipped: no free parameter enters nonlinearly"
+    PLATEAU = "the loss has reached a plateau"
+    GRADIENT = "the gradient of the loss is small"
+    MAX_ITERATIONS = "the iteration limit of the warm-up was reached"
+    COST_GUARD = "abandoned: the loss rose, so the best point is taken"
+    NO_STEP = "no acceptable step was found"
+    ROUNDING = "no further reduction of the loss can be resolved in float64"
+
+    @property
+    def success(self) -> bool:
+        """Never: convergence is for Gauss–Newton to judge."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupPoint:
+    """A point at which the loss of the warm-up was measured.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (p,)
+        Where the sums were taken, physical units.
+    sums : NormalSums
+        Over the sample.
+    change : ndarray, shape (p,)
+        What gives the eliminated linear parameters their best values; zero elsewhere.
+    loss : float
+        MSE after that change; inf where the model is not finite.
+    gradient : ndarray, shape (p,)
+        ∂loss/∂z; zero for parameters that the warm-up does not move.
+    """
+
+    theta: Floats
+    sums: NormalSums
+    change: Floats
+    loss: float
+    gradient: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupState:
+    """What the warm-up carries from step to step.
+
+    Attributes
+    ----------
+    relative_loss : float
+        MSE at p0 over the variance of y; once, by init.
+    mode : str
+        Tier of the first step; once, by init.
+    linear : ndarray of bool, shape (p,)
+        Parameters that are eliminated; once, by init.
+    point : WarmupPoint
+        The current point; every step.
+    best : WarmupPoint
+        The point of lowest loss; every step.
+    pairs : tuple of (ndarray, ndarray)
+        Memory of L-BFGS; every step.
+    calm : int
+        Iterations in a row without a change of the loss; every step.
+    clips : int
+        Steps shortened by layer 4.
+    failures : int
+        Line searches that found nothing.
+    stuck : bool
+        Whether the last line search failed, so that steepest descent is tried.
+    filled : bool
+        Whether the memory has been full.
+    """
+
+    relative_loss: float
+    mode: str
+    linear: NDArray[np.bool_]
+    point: WarmupPoint
+    best: WarmupPoint
+    pairs: Pairs = ()
+    calm: int = 0
+    clips: int = 0
+    failures: int = 0
+    stuck: bool = False
+    filled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +166,14 @@ class FitState:
         Whether the point is stationary but singular, so that the next step looks around it.
     settled : bool
         Whether the last look found nothing lower; when one is met.
-    stop : StopReason or None
+    stop : StopReason, WarmupStop or None
         Set once, when the phase is over.
+    first : ndarray or None, shape (p,)
+        p0; once, by setup.
+    first_sse : float
+        The sse at p0; once, by the first pass.
+    warmup : WarmupState or None
+        Every step of the warm-up; None before it and where it was skipped.
     """
 
     theta: Floats
@@ -99,4 +193,7 @@ class FitState:
     probes: int = 0
     doubtful: bool = False
     settled: bool = False
-    stop: StopReason | None = None
+    stop: StopReason | WarmupStop | None = None
+    first: Floats | None = None
+    first_sse: float = float("inf")
+    warmup: WarmupState | None = None

@@ -1,3 +1,3 @@
-"""Where rows come from: arrays for now; each source reads the same rows every time."""
+"""Where rows come from, what they weigh, and samples of them; a source reads the same rows every time."""
 
 from __future__ import annotations

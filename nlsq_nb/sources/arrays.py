@@ -1,31 +1,38 @@
-"""Arrays in memory as a source."""
+"""Arrays as a source: in memory, or mapped from a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.columns import numeric, split_columns
+from nlsq_nb.core.columns import numeric, split_columns, split_grouped
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
-from nlsq_nb.sources.weights import weights_from_sigma
+from nlsq_nb.sources.reading import Columns, ColumnsReader, ViewsReader, is_ready, mappings
+from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma
 
 __all__ = ["ArraySource"]
 
 _RESIDENT_ROWS = 1 << 22  # enough segments for any number of threads, small temporaries
+Arrays = tuple[NDArray[Any], ...]
 
 
 class ArraySource:
-    """Rows held in memory, one contiguous array per column.
+    """Rows of arrays, column by column.
+
+    Columns that are contiguous and of the storage dtype are never copied. Others are converted
+    once; those of more than `_RESIDENT_ROWS` rows that are mapped from a file are converted chunk by
+    chunk in every pass instead, so that memory does not grow with the file.
 
     Parameters
     ----------
     x : array_like or mapping
-        Independent variables; see `split_columns`.
+        Independent variables; see `split_columns`, and `split_grouped` for group weights.
     y : array_like
         (n,), or (m, n) for m outputs.
     sigma : array_like, optional
@@ -37,13 +44,19 @@ class ArraySource:
     precision : {"float64", "float32", "auto"}
         Storage dtype; auto keeps float32 data as they are.
     chunk_rows : int
-        Rows per chunk, rounded up to whole blocks; at least `_RESIDENT_ROWS`, since nothing has to
-        be read.
+        Rows per chunk, rounded up to whole blocks; what `resident` makes of it.
     omit : bool
         Drop rows with non-finite values instead of refusing them.
+    group_weights : GroupWeights, optional
+        Weights per group; the first column of x says which group a row belongs to.
+    resident : {"auto", "scan", "loop"}
+        Chunks of at least `_RESIDENT_ROWS` rows, since nothing has to be read; one chunk; or chunks
+        of `chunk_rows` rows.
 
     Attributes
     ----------
+    dtype : numpy.dtype
+        Storage dtype.
     n_omitted : int
         Rows that were dropped.
 
@@ -53,7 +66,7 @@ class ArraySource:
         For shapes that disagree, empty data, wrong dtypes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each says something else about the arrays
         self,
         x: Any,
         y: Any,
@@ -64,52 +77,70 @@ class ArraySource:
         precision: str = "float64",
         chunk_rows: int = 1,
         omit: bool = False,
+        group_weights: GroupWeights | None = None,
+        resident: str = "auto",
     ) -> None:
-        outputs = numeric(y, "ydata")
-        if n_outputs == 1:
-            outputs = np.atleast_1d(outputs)
-        wanted = 1 if n_outputs == 1 else 2
-        if outputs.ndim != wanted or (wanted == 2 and outputs.shape[0] != n_outputs):
-            shape = "(n,)" if n_outputs == 1 else f"({n_outputs}, n)"
-            raise DataError(f"ydata has shape {outputs.shape}; the model needs {shape}")
-        columns = split_columns(x, variables)
-        rows = outputs.shape[-1]
+        outputs = _outputs(y, n_outputs)
+        rows = int(outputs.shape[-1])
+        groups = None
+        if group_weights is None:
+            columns = split_columns(x, variables)
+        else:
+            groups, columns = split_grouped(x, variables, rows)
         if rows == 0:
             raise DataError("`ydata` must not be empty!")
         if len(columns[0]) != rows:
             raise DataError(f"xdata has {len(columns[0])} rows but ydata has {rows}")
-        weights = weights_from_sigma(sigma, outputs.shape)
-        kinds = {c.dtype for c in columns} | {outputs.dtype}
-        single = precision == "float32" or (precision == "auto" and kinds == {np.dtype("f4")})
-        self.dtype: np.dtype[Any] = np.dtype(np.float32 if single else np.float64)
-        self._x = tuple(self._column(c) for c in columns)
-        self._y = tuple(self._column(c) for c in np.atleast_2d(outputs))
-        self._w = None if weights is None else tuple(map(self._column, np.atleast_2d(weights)))
-        self.n_omitted = self._drop() if omit else 0
-        self._step = -(-max(chunk_rows, _RESIDENT_ROWS) // BLOCK) * BLOCK
+        ys = tuple(outputs) if outputs.ndim > 1 else (outputs,)
+        spread = None if sigma is None else checked_sigma(sigma, outputs.shape)
+        sigmas = None if spread is None else tuple(spread) if spread.ndim > 1 else (spread,)
+        self.dtype = _storage((*columns, *ys), precision)
+        wanted = {"scan": rows, "loop": chunk_rows}.get(resident, max(chunk_rows, _RESIDENT_ROWS))
+        self._step = -(-wanted // BLOCK) * BLOCK
+        self._group_weights = group_weights
+        self._views: tuple[int, list[Chunk]] | None = None
+        given = (*columns, *ys, *(sigmas or ()), *(() if groups is None else (groups,)))
+        files = {id(m): m for c in given if c.base is not None for m in mappings(c)}
+        self._mapped = bool(files) and rows > max(self._step, _RESIDENT_ROWS)
+        if not self._mapped:
+            columns, ys = self._convert(columns), self._convert(ys)
+        index = None if groups is None else GroupIndex(groups)
+        self._columns = Columns(columns, ys, sigmas, index, self.dtype, tuple(files.values()))
+        self.n_omitted = self._drop(groups) if omit else 0
 
-    def _column(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _convert(self, columns: Sequence[NDArray[Any]]) -> Arrays:
+        """Columns of the storage dtype, copied where they must be."""
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(values, dtype=self.dtype)
+            return tuple(
+                c if is_ready(c, self.dtype) else np.array(c, dtype=self.dtype, order="C")
+                for c in columns
+            )
 
-    def _drop(self) -> int:
-        keep = np.logical_and.reduce([np.isfinite(c) for c in (*self._x, *self._y)])
-        if keep.all():
-            return 0
-        before = self.n_rows
-        self._x = tuple(c[keep] for c in self._x)
-        self._y = tuple(c[keep] for c in self._y)
-        self._w = None if self._w is None else tuple(c[keep] for c in self._w)
-        if self.n_rows == 0:
+    def _drop(self, groups: NDArray[Any] | None) -> int:
+        keep = np.ones(self.n_rows, dtype=bool) if groups is None else np.isfinite(groups)
+        reader = ColumnsReader(self._columns, self._step, None)
+        for k in range(self.n_chunks):
+            chunk, rows = reader.read(k), slice(*reader.rows(k))
+            for column in (*chunk.x, *chunk.y):
+                keep[rows] &= np.isfinite(column)
+        dropped = len(keep) - int(np.count_nonzero(keep))
+        if dropped == len(keep):
             raise DataError("nan_policy='omit' leaves no row: every row has a non-finite value")
-        return before - self.n_rows
+        if dropped:
+            old = self._columns
+            x, y = (tuple(c[keep] for c in part) for part in (old.x, old.y))
+            sigma = None if old.sigma is None else tuple(c[keep] for c in old.sigma)
+            index = None if groups is None else GroupIndex(groups[keep], np.flatnonzero(keep))
+            self._columns = replace(old, x=x, y=y, sigma=sigma, groups=index)
+        return dropped
 
     def root_weights(self) -> NDArray[np.float64]:
-        """1/sigma per residual, in the shape of y without the omitted rows."""
-        if self._w is None:
+        """√w per residual, in the shape of y without the omitted rows."""
+        values = None if self._group_weights is None else self._group_weights.values
+        w = self._columns.weights(values, slice(None))
+        if w is None:
             return np.ones(())
-        roots = np.sqrt(np.stack(self._w).astype(np.float64))
-        return roots if len(self._y) > 1 else np.asarray(roots[0])
+        return np.sqrt(np.stack(w) if len(w) > 1 else w[0])
 
     @property
     def n_chunks(self) -> int:
@@ -119,11 +150,70 @@ class ArraySource:
     @property
     def n_rows(self) -> int:
         """Number of rows n."""
-        return len(self._y[0])
+        return self._columns.n_rows
+
+    @property
+    def revision(self) -> int:
+        """How often the group weights were set."""
+        return self._group_weights.revision if self._group_weights is not None else 0
+
+    def reader(self) -> ColumnsReader | ViewsReader:
+        """One pass, with the weights of this moment, whose chunks can be read again.
+
+        Returns
+        -------
+        ColumnsReader or ViewsReader
+            Reads any chunk by its number.
+
+        Raises
+        ------
+        DataError
+            When a row belongs to no group of the weights, naming row and group.
+        """
+        views, shared = self._views, self._group_weights
+        revision, values = (0, None) if shared is None else shared.current
+        if views is not None and views[0] == revision:
+            return ViewsReader(views[1])
+        if values is not None and self._columns.groups is not None:
+            self._columns.groups.require(len(values))
+        if self._mapped:
+            return ColumnsReader(self._columns, self._step, values)
+        views = self._views = (revision, self._chunks_under(values))
+        return ViewsReader(views[1])
 
     def chunks(self) -> Iterator[Chunk]:
-        """Views of the columns, chunk by chunk; see `Source.chunks`."""
-        for lo in range(0, self.n_rows, self._step):
+        """All rows in order, in views or in buffers that the next chunk reuses."""
+        reader = self.reader()
+        return (reader.read(k) for k in range(self.n_chunks))
+
+    def _chunks_under(self, values: NDArray[np.float64] | None) -> list[Chunk]:
+        """Views of everything, with the weights that these group weights make."""
+        columns = self._columns
+        weights = columns.weights(values, slice(None))
+        w = None if weights is None else self._convert(weights)
+        chunks = []
+        for lo in range(0, columns.n_rows, self._step):
             rows = slice(lo, lo + self._step)
-            w = None if self._w is None else tuple(c[rows] for c in self._w)
-            yield Chunk(lo, tuple(c[rows] for c in self._x), tuple(c[rows] for c in self._y), w)
+            x, y = (tuple(c[rows] for c in part) for part in (columns.x, columns.y))
+            chunks.append(Chunk(lo, x, y, None if w is None else tuple(c[rows] for c in w)))
+        return chunks
+
+
+def _outputs(y: Any, n_outputs: int) -> NDArray[Any]:
+    """The outputs, (n,) or (m, n)."""
+    outputs = numeric(y, "ydata")
+    if n_outputs == 1 and outputs.ndim == 0:
+        outputs = outputs.reshape(1)
+    wanted = 1 if n_outputs == 1 else 2
+    if outputs.ndim != wanted or (wanted == 2 and outputs.shape[0] != n_outputs):
+        shape = "(n,)" if n_outputs == 1 else f"({n_outputs}, n)"
+        raise DataError(f"ydata has shape {outputs.shape}; the model needs {shape}")
+    return outputs
+
+
+def _storage(columns: Arrays, precision: str) -> np.dtype[Any]:
+    """What the columns are stored as."""
+    single = precision == "float32" or (
+        precision == "auto" and all(c.dtype.kind == "f" and c.dtype.itemsize == 4 for c in columns)
+    )
+    return np.dtype(np.float32 if single else np.float64)

@@ -107,6 +107,20 @@ def test_non_finite_parts_stay_visible(bad):
     assert np.array_equal(total.packed, [bad], equal_nan=True)
 
 
+@pytest.mark.parametrize("size", [1e200, 1e308])
+def test_large_sums_are_finite(size):
+    total = sums([size, -size], 1, 1)
+    assert total.is_finite
+    assert total.packed.tolist() == [size, -size]
+
+
+def test_derived_is_no_part_of_the_value():
+    total = sums([1.0, 2.0, 3.0], 1, 2)
+    total.derived["length"] = 3
+    assert total.derived == {"length": 3}
+    assert (total + NormalSums.zero(1, 2)).derived == {}
+
+
 @given(several(2), st.integers(0, 2))
 def test_sum_has_the_smaller_order(parts, order):
     a, b = parts
@@ -188,6 +202,19 @@ def test_any_chunks_give_the_same_bits(chunks, seed):
         run([rows]).low.tobytes(),
     )
     assert abs(found.sse - math.fsum(values)) <= 1e-15 * np.abs(values).sum()
+
+
+def test_a_result_keeps_its_bits_while_more_rows_come():
+    into = Accumulator(1, 0)
+    state = into.new_state(first=True)
+    state[0] = 1.0
+    into.add(state, BLOCK)
+    first = into.result()
+    state = into.new_state(first=True)
+    state[0] += 2.0
+    into.add(state, BLOCK)
+    assert first.sse == 1.0
+    assert into.result().sse == 3.0
 
 
 def test_no_rows():

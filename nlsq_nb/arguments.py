@@ -1,0 +1,238 @@
+"""What users give as start, bounds and data source, read in one place for every entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.errors import DataError, SourceError
+from nlsq_nb.models.base import ModelBase
+from nlsq_nb.models.symbolic import Model
+
+__all__ = ["FitCall", "read_bounds", "read_call", "read_start", "rows_of", "values_in"]
+
+Floats = NDArray[np.float64]
+
+
+def rows_of(ydata: Any) -> int:
+    """Rows of the observations; 1 for a scalar."""
+    try:
+        return int(np.shape(ydata)[-1]) if np.ndim(ydata) else 1
+    except ValueError:  # ragged: the source says so
+        return len(ydata)
+
+
+def values_in(p0: Any) -> int | None:
+    """How many values a start has; None without one."""
+    return None if p0 is None else int(np.size(p0)) if not isinstance(p0, Mapping) else len(p0)
+
+
+@dataclass(frozen=True, slots=True)
+class FitCall:
+    """The arguments of `AdaptiveHybridStreamingOptimizer.fit`, whatever style they came in.
+
+    Attributes
+    ----------
+    func : Any
+        The model.
+    x, y : Any
+        Data.
+    source : Any
+        A source of rows instead of x and y, or None.
+    p0, bounds, sigma : Any
+        As given.
+    absolute_sigma : bool
+        Whether sigma is taken as it is.
+    callback : callable or None
+        As given.
+    verbose : int or None
+        None follows the configuration.
+    """
+
+    func: Any = None
+    x: Any = None
+    y: Any = None
+    source: Any = None
+    p0: Any = None
+    bounds: Any = None
+    sigma: Any = None
+    absolute_sigma: bool = False
+    callback: Any = None
+    verbose: int | None = None
+
+
+_REST = ("p0", "bounds", "sigma", "absolute_sigma", "callback", "verbose")
+_SPELLINGS = {"model": "func", "x_data": "x", "y_data": "y", "data_source": "data"}
+
+
+def read_call(args: tuple[Any, ...], named: dict[str, Any]) -> FitCall:
+    """Read `fit(data, func, p0, …)`, `fit(model, x, y, p0, …)` or `fit(model=, x_data=, y_data=, …)`.
+
+    Parameters
+    ----------
+    args : tuple
+        Positional arguments.
+    named : dict
+        Keyword arguments.
+
+    Returns
+    -------
+    FitCall
+        One form of all.
+
+    Raises
+    ------
+    TypeError
+        For unknown, repeated or missing arguments.
+    SourceError
+        For a data source of an unknown kind.
+    """
+    by_model = bool(args) and _is_model(args[0]) and not (len(args) > 1 and _is_model(args[1]))
+    order = (("func", "x", "y") if by_model else ("data", "func")) + _REST
+    if len(args) > len(order):
+        raise TypeError(f"fit takes at most {len(order)} positional arguments, {len(args)} were given")
+    found = dict(zip(order, args, strict=False))
+    known = {"data", *(f.name for f in fields(FitCall))} - {"source"}
+    for name, value in named.items():
+        key = _SPELLINGS.get(name, name)
+        if key not in known:
+            raise TypeError(f"fit got an unexpected keyword argument {name!r}")
+        if key in found:
+            raise TypeError(f"fit got two values for {name!r}")
+        found[key] = value
+    if "data" in found:
+        if "x" in found or "y" in found:
+            raise TypeError("fit takes either data_source or x_data and y_data, not both")
+        found |= _split(found.pop("data"), found.get("sigma"))
+    for key, name in (("func", "model"), ("x", "x_data"), ("y", "y_data")):
+        if found.get(key) is None and not (key != "func" and found.get("source") is not None):
+            raise TypeError(f"fit needs {name}: give fit((x, y), model, p0) or fit(model, x, y, p0)")
+    return FitCall(**found)
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, (str, ModelBase)) or callable(value) or hasattr(value, "free_symbols")
+
+
+def _split(data: Any, sigma: Any) -> dict[str, Any]:
+    """x, y and sigma of a tuple, or the source itself."""
+    if hasattr(data, "chunks") and hasattr(data, "n_rows"):
+        if sigma is not None:
+            raise TypeError("a source brings its own weights; sigma cannot be given beside it")
+        return {"source": data}
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        raise SourceError(
+            f"a data source of type {type(data).__name__} cannot be read; give (x, y) or (x, y, sigma)"
+        )
+    if len(data) == 3 and sigma is not None:
+        raise TypeError("sigma is given twice: in the data source and as an argument")
+    return {"x": data[0], "y": data[1], "sigma": data[2] if len(data) == 3 else sigma}
+
+
+def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
+    """Lower and upper bounds of every parameter.
+
+    Parameters
+    ----------
+    bounds : (array_like, array_like), scipy.optimize.Bounds, mapping or None
+        Scalars or one value per parameter; a mapping holds (lower, upper) by name.
+    model : Model
+        Names the parameters.
+
+    Returns
+    -------
+    tuple of ndarray, each (p,)
+        ±inf where there is none.
+
+    Raises
+    ------
+    DataError
+        For anything else, and for nan.
+    """
+    if bounds is None:
+        bounds = (-np.inf, np.inf)
+    p, names = model.n_params, model.params
+    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
+        bounds = (bounds.lb, bounds.ub)
+    if isinstance(bounds, Mapping):
+        _require_known(bounds, names, "bounds")
+        bounds = tuple(zip(*(_pair(bounds, name) for name in names), strict=True))
+    try:
+        lower, upper = (np.asarray(b, dtype=np.float64) for b in bounds)
+        low, high = (np.broadcast_to(b, (p,)).copy() for b in (lower, upper))
+    except (TypeError, ValueError):
+        raise DataError(
+            f"bounds must be (lower, upper), scalars or {p} values each for {', '.join(names)}"
+        ) from None
+    if np.isnan(low).any() or np.isnan(high).any():
+        raise DataError(f"bounds of parameter {names[int(np.argmax(np.isnan(low + high)))]!r} are nan")
+    return low, high
+
+
+def _pair(bounds: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    pair = bounds.get(name, (None, None))
+    if isinstance(pair, str) or np.size(pair) != 2:
+        raise DataError(f"bounds[{name!r}] is {pair!r}; (lower, upper) is needed")
+    lower, upper = pair
+    return (-np.inf if lower is None else lower), (np.inf if upper is None else upper)
+
+
+def read_start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:
+    """The start of every parameter.
+
+    Parameters
+    ----------
+    p0 : array_like, mapping or None
+        (p,) or by name; what is missing starts at 1, or in the middle of finite bounds.
+    model : Model
+        Names the parameters.
+    lower, upper : ndarray, shape (p,)
+        Bounds.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+        A new array; its length is checked against the model by the fit.
+
+    Raises
+    ------
+    DataError
+        For values that are not numbers, and unknown names.
+    """
+    if isinstance(p0, Mapping):
+        _require_known(p0, model.params, "p0")
+    if p0 is None or isinstance(p0, Mapping):
+        start = _feasible(lower, upper)
+        for name, value in (p0 or {}).items():
+            try:
+                start[model.params.index(name)] = value
+            except (TypeError, ValueError):
+                raise DataError(f"p0[{name!r}] is {value!r}; a number is needed") from None
+        return start
+    try:
+        values = np.atleast_1d(np.asarray(p0, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise DataError(f"p0 is not a sequence of numbers: {p0!r}") from None
+    if values.ndim != 1:
+        raise DataError(f"p0 has shape {values.shape}; ({model.n_params},) is needed")
+    return values.copy()
+
+
+def _feasible(lower: Floats, upper: Floats) -> Floats:
+    """1, the middle of finite bounds, or one inside of a single bound, as SciPy starts."""
+    start = np.ones_like(lower)
+    low, high = np.isfinite(lower), np.isfinite(upper)
+    start[low & high] = 0.5 * (lower[low & high] + upper[low & high])
+    start[low & ~high] = lower[low & ~high] + 1.0
+    start[~low & high] = upper[~low & high] - 1.0
+    return start
+
+
+def _require_known(mapping: Mapping[str, Any], names: Sequence[str], field: str) -> None:
+    for name in mapping:
+        if name not in names:
+            raise DataError(f"{field}: {name!r} is not a parameter; they are {', '.join(names)}")

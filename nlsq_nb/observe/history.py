@@ -1,0 +1,86 @@
+"""The record of the phases of a fit, as `phase_history` shows it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from nlsq_nb.events import Event, PhaseDone, PhaseStarted
+
+__all__ = ["TITLES", "PhaseHistory"]
+
+TITLES = {
+    0: "Phase 0: Normalization Setup",
+    1: "Phase 1: L-BFGS Warmup",
+    2: "Phase 2: Streaming Gauss-Newton",
+    3: "Phase 3: Denormalization and Covariance",
+}
+"""Names of the phases for readers, by number."""
+
+
+class PhaseHistory:
+    """Notes when each phase began, how long it took and what it found.
+
+    Attributes
+    ----------
+    entries : list of dict
+        One per finished phase: phase, name, start_time, duration (s), timestamp, reason,
+        iterations, and what the phase found. Times are seconds since the epoch.
+    current : int
+        Number of the phase that runs, or of the last one.
+    started : float or None
+        When it began, seconds since the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.current = 0
+        self.started: float | None = None
+        self._begin = self._first = time.perf_counter()
+
+    def __call__(self, event: Event) -> None:
+        """Receive an event."""
+        if isinstance(event, PhaseStarted):
+            self.current, self.started = event.number, time.time()
+            self._begin = time.perf_counter()
+        elif isinstance(event, PhaseDone):
+            self.entries.append({
+                "phase": event.number,
+                "name": event.name,
+                "start_time": self.started,
+                "duration": time.perf_counter() - self._begin,
+                "timestamp": time.time(),
+                "reason": event.reason,
+                "iterations": event.iterations,
+                **event.found,
+            })
+
+    @property
+    def total_time(self) -> float:
+        """Seconds since the fit began."""
+        return time.perf_counter() - self._first
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Name of each finished phase → seconds."""
+        return {entry["name"]: entry["duration"] for entry in self.entries}
+
+    @property
+    def iterations(self) -> dict[str, int]:
+        """Name of each finished iterative phase → steps."""
+        return {e["name"]: e["iterations"] for e in self.entries if e["phase"] in (1, 2)}
+
+    def found(self, name: str) -> dict[str, Any]:
+        """What a phase found.
+
+        Parameters
+        ----------
+        name : str
+            As in `entries`.
+
+        Returns
+        -------
+        dict
+            Empty before the phase is done.
+        """
+        return next((dict(entry) for entry in self.entries if entry["name"] == name), {})

@@ -1,0 +1,233 @@
+"""The parts of a fit, made from its options: phases, and the objective with its sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.config.groups import (
+    DEFAULT_RATE,
+    DEFAULT_RATE_CAREFUL,
+    DEFAULT_RATE_REFINEMENT,
+    Groups,
+)
+from nlsq_nb.core.penalties import group_variance
+from nlsq_nb.core.sampling import stratified_rows
+from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.engines.local import LocalEngine
+from nlsq_nb.events import PassProgress
+from nlsq_nb.objective import DataObjective
+from nlsq_nb.phases.conjugate_gradient import ConjugateGradient
+from nlsq_nb.phases.defense import Defense, StepSizes
+from nlsq_nb.phases.gauss_newton import GaussNewton
+from nlsq_nb.phases.state import FitState
+from nlsq_nb.phases.switching import Switching
+from nlsq_nb.phases.warmup import Warmup
+from nlsq_nb.problem import Problem
+from nlsq_nb.protocols import Backend, Observer, Phase, Source
+from nlsq_nb.scan import require_finite
+from nlsq_nb.sources.sample import batches, sample
+
+__all__ = ["batch_objectives", "is_matrix_free", "newton_phase", "objective_over", "penalty_of", "warmup_phase"]
+
+Floats = NDArray[np.float64]
+_SAMPLE = 100_000  # rows up to which the warm-up sees all data
+_SAMPLE_PER_PARAMETER = 1000
+_BATCH = 256  # least rows of a batch of the tournament
+_BATCH_PER_PARAMETER = 16
+
+
+def warmup_phase(options: Groups, variance: float, n_params: int) -> Warmup:
+    """Phase 1.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated options.
+    variance : float
+        Of y.
+    n_params : int
+        p.
+
+    Returns
+    -------
+    Warmup
+        With the layers that are on.
+    """
+    o = options.defense
+    # at the default rates the step sizes are taken as they are
+    sizes = StepSizes(
+        refinement=o.refinement_step * o.rate_refinement / DEFAULT_RATE_REFINEMENT,
+        careful=o.careful_step * o.rate_careful / DEFAULT_RATE_CAREFUL,
+        exploration=o.exploration_step * o.rate / DEFAULT_RATE,
+        fixed=o.initial_step * o.rate / DEFAULT_RATE,
+    )
+    defense = Defense(
+        warm_start=o.warm_start_threshold if o.detects_warm_start else None,
+        adapts_step=o.adapts_step,
+        sizes=sizes,
+        cost_tolerance=o.cost_tolerance if o.guards_cost else None,
+        max_step=o.max_step if o.clips_steps else None,
+    )
+    w = options.warmup
+    return Warmup(
+        switching=Switching(w.iterations, w.max_iterations, w.plateau, w.gradient, w.criteria),
+        defense=defense,
+        variance=variance,
+        memory=w.memory,
+        line_search=w.line_search,
+        gradient_clip=w.gradient_clip,
+        ridge=options.gauss_newton.ridge,
+        order=1 if is_matrix_free(options, n_params) else 2,
+    )
+
+
+def newton_phase(options: Groups, n_params: int, at_most: int | None = None) -> Phase[FitState]:
+    """Phase 2.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated options.
+    n_params : int
+        p.
+    at_most : int, optional
+        Fewer iterations than the options allow.
+
+    Returns
+    -------
+    Phase
+        Gauss–Newton on the sums, or matrix-free for many parameters.
+    """
+    newton, o = options.gauss_newton, options.cg
+    iterations = min(newton.max_iterations, at_most or newton.max_iterations)
+    common = (iterations, newton.tol, newton.initial_radius)
+    if is_matrix_free(options, n_params):
+        return ConjugateGradient(*common, o.max_iterations, o.rtol, o.atol)
+    return GaussNewton(*common, newton.ridge)
+
+
+def is_matrix_free(options: Groups, n_params: int) -> bool:
+    """Whether the parameters are so many that JᵀWJ is not formed, and none are eliminated."""
+    return n_params >= options.cg.threshold
+
+
+def penalty_of(options: Groups, n_rows: int) -> Callable[[Floats], NormalSums] | None:
+    """What is added to the sums beside the data.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated options.
+    n_rows : int
+        Rows of the data.
+
+    Returns
+    -------
+    callable or None
+        theta → NormalSums.
+    """
+    o = options.penalty
+    if not o.group_variance:
+        return None
+    groups, strength = o.groups or (), o.strength
+    return lambda theta: group_variance(theta, groups, strength, n_rows)
+
+
+def objective_over(
+    problem: Problem, options: Groups, backend: Backend, weight: float, emit: Observer
+) -> DataObjective:
+    """The sums over all rows, and over the sample that the warm-up sees.
+
+    Parameters
+    ----------
+    problem : Problem
+        Model and rows.
+    options : Groups
+        Validated options.
+    backend : Backend
+        Where sums are computed.
+    weight : float
+        Σ w of all rows.
+    emit : callable
+        Receives the progress of long passes.
+
+    Returns
+    -------
+    DataObjective
+        Its sample is gathered when it is first asked for.
+    """
+    source = problem.source
+    rows = _sample_rows(problem, options)
+    if source.n_rows <= rows:
+        return _over(problem, source, options, backend, emit, weight=weight)
+
+    def part() -> DataObjective:
+        ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
+        return _over(problem, sample(source, ranges), options, backend, emit)
+
+    return _over(problem, source, options, backend, emit, weight=weight, sample=part)
+
+
+def batch_objectives(
+    problem: Problem, options: Groups, backend: Backend, wanted: int
+) -> list[DataObjective]:
+    """The sums over disjoint parts of a sample, each of which has rows from all over the data.
+
+    Parameters
+    ----------
+    problem : Problem
+        Model and rows.
+    options : Groups
+        Validated options.
+    backend : Backend
+        Where sums are computed.
+    wanted : int
+        Parts; fewer where they would have too few rows to tell one start from another.
+
+    Returns
+    -------
+    list of DataObjective
+        At least one.
+    """
+    source = problem.source
+    rows = min(source.n_rows, _sample_rows(problem, options))
+    ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
+    least = max(_BATCH, _BATCH_PER_PARAMETER * problem.model.n_params)
+    parts = batches(sample(source, ranges), max(1, min(wanted, rows // least)))
+    return [_over(problem, part, options, backend, lambda _: None) for part in parts]
+
+
+def _sample_rows(problem: Problem, options: Groups) -> int:
+    o = options.warmup
+    if o.sample_size == "auto":
+        return max(_SAMPLE, _SAMPLE_PER_PARAMETER * problem.model.n_params)
+    return int(o.sample_size)
+
+
+def _over(
+    problem: Problem,
+    rows: Source,
+    options: Groups,
+    backend: Backend,
+    emit: Observer,
+    **rest: Any,
+) -> DataObjective:
+    model = problem.model
+    kernel = backend.compile(model.program, problem.source.dtype)
+    engine = LocalEngine(
+        backend,
+        kernel,
+        rows,
+        on_progress=lambda done, total, seconds: emit(PassProgress(done, total, seconds)),
+    )
+    return DataObjective(
+        engine,
+        model.n_params,
+        lambda theta: require_finite(model.program, problem.source, theta, model.params),
+        penalty=penalty_of(options, rows.n_rows),
+        **rest,
+    )

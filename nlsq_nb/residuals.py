@@ -1,0 +1,87 @@
+"""Residuals of a finished fit, all at once or chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.codegen.evaluate import evaluate
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.errors import DataError
+from nlsq_nb.models.symbolic import Model
+from nlsq_nb.protocols import Source
+
+__all__ = ["Residuals"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """y − f at the solution.
+
+    Attributes
+    ----------
+    model : Model
+        The model.
+    source : Source
+        The rows.
+    theta : ndarray, shape (p,)
+        The solution.
+    sse : float
+        Σ w r² that the fit found, penalties left out.
+    signal : float
+        Σ w y².
+    """
+
+    model: Model
+    source: Source
+    theta: Floats
+    sse: float
+    signal: float
+
+    def chunks(self) -> Iterator[Floats]:
+        """Residuals of some consecutive rows at a time, in row order.
+
+        Yields
+        ------
+        ndarray
+            (rows,), or (m, rows) for m outputs; float64, unweighted.
+        """
+        for chunk in self.source.chunks():
+            part = self._of(chunk)
+            yield part if self.model.n_outputs > 1 else part[0]
+
+    def all(self) -> Floats:
+        """The residuals of all rows.
+
+        Returns
+        -------
+        ndarray
+            The shape of y.
+
+        Raises
+        ------
+        DataError
+            When they do not give the sse of the fit: the arrays were changed since.
+        """
+        found, parts = 0.0, []
+        for chunk in self.source.chunks():
+            parts.append(self._of(chunk))
+            w = 1.0 if chunk.w is None else np.stack(chunk.w)
+            found += float(np.sum(w * parts[-1] ** 2))
+        if not np.isclose(found, self.sse, rtol=1e-6, atol=1e-12 * self.sse + 1e-20 * self.signal):
+            raise DataError(
+                f"the residuals do not give the sse of the fit ({found:g} instead of {self.sse:g}): "
+                "either the arrays were changed since, or the model function treats rows together"
+            )
+        joined = np.concatenate(parts, axis=1)
+        return joined if self.model.n_outputs > 1 else joined[0]
+
+    def _of(self, chunk: Chunk) -> Floats:
+        columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
+        values = evaluate(self.model.program, "values", columns, self.theta)
+        return np.asarray(np.stack(chunk.y) - values)

@@ -1,0 +1,150 @@
+"""Reading faults: a source that tries again, and leaves out what cannot be read if that is allowed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.errors import SourceError
+from nlsq_nb.protocols import Source
+
+__all__ = ["Reader", "RetryingSource"]
+
+_log = logging.getLogger("nlsq_nb.sources")
+
+
+class Reader(Protocol):
+    """One pass over a source, any chunk of which can be read again; what `source.reader()` gives."""
+
+    def rows(self, k: int) -> tuple[int, int]:
+        """First row of chunk k and one past its last."""
+
+    def read(self, k: int) -> Chunk:
+        """Chunk k, valid until the next one is read; raises OSError when that fails."""
+
+    def release(self) -> None:
+        """Let read buffers go."""
+
+
+class RetryingSource:
+    """The rows of another source, with reading faults dealt with.
+
+    A source whose chunks can be read again has a method `reader()`, which begins a pass (`Reader`);
+    the chunks of others are read once, and a fault ends the fit.
+
+    Parameters
+    ----------
+    source : Source
+        The rows.
+    retries : int
+        How often a chunk is read again after an OSError.
+    min_success : float
+        Share of the chunks that must be readable. Below 1, a chunk that stays unreadable is left
+        out of this and every later pass.
+    release_every : int
+        Chunks between releases of the read buffers.
+
+    Attributes
+    ----------
+    inner : Source
+        The other source.
+    left_out : list of (int, (int, int))
+        Chunks that are left out, each with its first row and one past its last.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        retries: int = 0,
+        min_success: float = 1.0,
+        release_every: int = 10,
+    ) -> None:
+        self.inner = source
+        self._reader: Callable[[], Reader] | None = getattr(source, "reader", None)
+        self._retries = retries
+        self._min_success = min_success
+        self._release_every = release_every
+        self.left_out: list[tuple[int, tuple[int, int]]] = []
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, those that are left out included."""
+        return self.inner.n_rows
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks, those that are left out included."""
+        return self.inner.n_chunks
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored columns."""
+        return self.inner.dtype
+
+    @property
+    def revision(self) -> int:
+        """Rises when weights change, and when a chunk is left out."""
+        return self.inner.revision + len(self.left_out)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows that can be read, in order; see `Source.chunks`.
+
+        Raises
+        ------
+        SourceError
+            Names the chunk and its rows, when it cannot be read and may not be left out.
+        """
+        if self._reader is None:
+            yield from self._read_once()
+            return
+        reader = self._reader()
+        skipped = {k for k, _ in self.left_out} if self.left_out else ()
+        for k in range(self.n_chunks):
+            if k not in skipped:
+                chunk = self._read(reader, k)
+                if chunk is not None:
+                    yield chunk
+            if (k + 1) % self._release_every == 0:
+                reader.release()
+
+    def _read_once(self) -> Iterator[Chunk]:
+        done, row = 0, 0
+        try:
+            for chunk in self.inner.chunks():
+                yield chunk
+                done, row = done + 1, chunk.start + chunk.n_rows
+        except OSError as error:
+            raise SourceError(
+                f"chunk {done}, from row {row} on, cannot be read: {error}; this source cannot be read "
+                "again, mend it and start anew"
+            ) from error
+
+    def _read(self, reader: Reader, k: int) -> Chunk | None:
+        """Chunk k, or None when it had to be left out."""
+        for attempt in range(self._retries + 1):
+            try:
+                return reader.read(k)
+            except OSError as error:
+                fault = error
+                _log.info("chunk %d cannot be read (attempt %d): %s", k, attempt + 1, error)
+        self._leave_out(k, reader.rows(k), fault)
+        return None
+
+    def _leave_out(self, k: int, rows: tuple[int, int], fault: OSError) -> None:
+        lo, hi = rows
+        what = f"chunk {k}, rows {lo} to {hi - 1}, cannot be read after {self._retries + 1} attempts: {fault}"
+        if self._min_success >= 1.0:
+            raise SourceError(f"{what}; mend the source, or allow chunks to be left out by min_success_rate")
+        self.left_out.append((k, rows))
+        readable = self.n_chunks - len(self.left_out)
+        if readable == 0 or readable < self._min_success * self.n_chunks:
+            raise SourceError(
+                f"{what}; only {readable} of {self.n_chunks} chunks can be read, less than "
+                f"min_success_rate={self._min_success:g} asks for"
+            )
+        _log.warning("%s; it is left out of every pass", what)

@@ -1,0 +1,143 @@
+"""Some rows of a source, held in memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.errors import SourceError
+from nlsq_nb.protocols import Source
+
+__all__ = ["SampleSource", "batches", "sample"]
+
+_STEP = 1 << 22  # rows per chunk, as for arrays in memory
+_RUNS = 16  # runs of rows of which a batch consists, at least
+
+Columns = tuple[NDArray[Any], ...]
+
+
+class SampleSource:
+    """Row ranges of another source.
+
+    They are gathered by one pass over it when they are first needed, and again when its weights
+    have changed or chunks of it could no longer be read.
+
+    Parameters
+    ----------
+    source : Source
+        All rows.
+    ranges : sequence of (int, int)
+        First row and one past the last of each range; disjoint.
+    """
+
+    def __init__(self, source: Source, ranges: Sequence[tuple[int, int]]) -> None:
+        self._source = source
+        self._ranges = sorted((int(lo), int(hi)) for lo, hi in ranges)
+        self._n_rows = sum(hi - lo for lo, hi in self._ranges)
+        self._held: tuple[int, Columns, Columns, Columns | None] | None = None
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that were drawn."""
+        return self._n_rows
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks of a pass."""
+        return -(-self.n_rows // _STEP)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the stored columns."""
+        return self._source.dtype
+
+    @property
+    def revision(self) -> int:
+        """That of the source."""
+        return self._source.revision
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The rows of the sample in order; see `Source.chunks`."""
+        _, x, y, w = self._gathered()
+        for lo in range(0, len(y[0]), _STEP):
+            rows = slice(lo, lo + _STEP)
+            weights = None if w is None else tuple(c[rows] for c in w)
+            yield Chunk(lo, tuple(c[rows] for c in x), tuple(c[rows] for c in y), weights)
+
+    def _gathered(self) -> tuple[int, Columns, Columns, Columns | None]:
+        """Revision, x, y and w of the rows."""
+        held, revision = self._held, self._source.revision
+        if held is None or held[0] != revision:
+            parts = [part for chunk in self._source.chunks() for part in self._within(chunk)]
+            if not parts:
+                raise SourceError("none of the rows that were drawn as a sample can be read")
+            x, y = _joined([part.x for part in parts]), _joined([part.y for part in parts])
+            weights = [part.w for part in parts if part.w is not None]
+            held = self._held = (revision, x, y, _joined(weights) if weights else None)
+        return held
+
+    def _within(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Copies of the rows of a chunk that belong to the sample."""
+        end = chunk.start + chunk.n_rows
+        first = max(0, bisect_right(self._ranges, (chunk.start, end)) - 1)
+        for lo, hi in self._ranges[first:]:
+            if lo >= end:
+                break
+            rows = slice(max(lo, chunk.start) - chunk.start, min(hi, end) - chunk.start)
+            if rows.start < rows.stop:
+                w = None if chunk.w is None else tuple(c[rows].copy() for c in chunk.w)
+                x, y = (tuple(c[rows].copy() for c in part) for part in (chunk.x, chunk.y))
+                yield Chunk(chunk.start + rows.start, x, y, w)
+
+
+def sample(source: Source, ranges: Sequence[tuple[int, int]]) -> SampleSource:
+    """Some rows of a source as a source.
+
+    Parameters
+    ----------
+    source : Source
+        All rows.
+    ranges : sequence of (int, int)
+        First row and one past the last of each range; disjoint.
+
+    Returns
+    -------
+    SampleSource
+        The rows in their order, in memory, with the weights that they have in the source.
+    """
+    return SampleSource(source, ranges)
+
+
+def batches(source: Source, n: int) -> list[SampleSource]:
+    """Cut a source into pieces, each of which has rows from all over it.
+
+    Parameters
+    ----------
+    source : Source
+        Usually a sample.
+    n : int
+        Number of pieces; as many as there are rows at most.
+
+    Returns
+    -------
+    list of SampleSource
+        Every row is in one of them. Each is made of short runs of neighbouring rows.
+    """
+    rows = source.n_rows
+    n = max(1, min(n, rows))
+    run = min(max(1, rows // (_RUNS * n)), BLOCK)
+    return [
+        SampleSource(source, [(lo, min(lo + run, rows)) for lo in range(k * run, rows, n * run)])
+        for k in range(n)
+    ]
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    """Pieces of columns, end to end."""
+    return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
