@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.errors import ConvergenceWarning, CovarianceWarning, DataError
+from nlsq_nb.errors import ConfigError, DataError
 from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.observe.callback import CallbackObserver
@@ -23,6 +22,7 @@ from nlsq_nb.observe.telemetry import (
     TelemetryObserver,
     get_defense_telemetry,
 )
+from nlsq_nb.outcome import named, result_of, warn_of
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.finalize import Outcome, finalize
 from nlsq_nb.phases.setup import restart, setup
@@ -30,7 +30,6 @@ from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.plan import is_matrix_free, newton_phase, objective_over, penalty_of, warmup_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase
-from nlsq_nb.residuals import Residuals
 from nlsq_nb.result import FitResult
 from nlsq_nb.resuming import resume, writer_for
 from nlsq_nb.scan import DataSummary, require_rowwise, summarize
@@ -153,12 +152,14 @@ class Fit:
             )
             if resumed is not None:
                 state, objective.passes = resumed.state, resumed.passes
+                self.record.history.entries += resumed.history
             elif self._options.multistart.enabled:
                 state = best_start(self._problem, self._options, self._backend, state, objective)
             at = 0 if resumed is None else resumed.phase
             state = self._warm(state, summary, at)
             state = self._newton(state, at)
             outcome, summary = self._finalize(state, summary)
+        warn_of(self._problem.model, outcome, depth=4)
         return self._result(outcome, summary)
 
     # -- the phases --------------------------------------------------------------------------
@@ -173,7 +174,7 @@ class Fit:
             "strategy": state.normalizer.strategy,
             "n_rows": summary.n_rows,
             "free_parameters": int(state.free.sum()),
-            "eliminated": tuple(_named(model, state.separable)),
+            "eliminated": tuple(named(model, state.separable)),
         })
         return summary, state
 
@@ -185,6 +186,12 @@ class Fit:
                 f"({', '.join(model.params)})"
             )
         o = self._options.setup
+        for first, end in self._options.penalty.groups or ():
+            if end > model.n_params:
+                raise ConfigError(
+                    f"group_variance_indices: the group ({first}, {end}) ends beyond the "
+                    f"{model.n_params} parameters ({', '.join(model.params)})"
+                )
         strategy = o.strategy if o.normalize else "none"
         whole = not o.separable or is_matrix_free(self._options, model.n_params)
         linear = () if whole else model.linear_params
@@ -200,9 +207,10 @@ class Fit:
     def _warm(self, state: FitState, summary: DataSummary, at: int) -> FitState:
         """Phase 1, or its empty record."""
         self._emit(PhaseStarted(1, "lbfgs_warmup"))
-        if not self._warms_up or at > 1:
-            reason = "left out: this method begins with phase 2" if at < 2 else "before the checkpoint"
-            self._done(1, "lbfgs_warmup", state, {}, reason)
+        if at > 1:  # a resumed fit knows what it found
+            return state
+        if not self._warms_up:
+            self._done(1, "lbfgs_warmup", state, {}, "left out: this method begins with phase 2")
             return state
         variance = summary.spread / summary.weight
         phase = warmup_phase(self._options, variance, self._problem.model.n_params)
@@ -286,7 +294,7 @@ class Fit:
 
     def _extra(self) -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
-        return {"passes": self._objective.passes}
+        return {"passes": self._objective.passes, "history": self.record.history.entries[1:]}
 
     def _emit(self, event: Event) -> None:
         for observer in self._observers:
@@ -299,55 +307,16 @@ class Fit:
         steps = state.iteration if number in (1, 2) else 0
         self._emit(PhaseDone(number, name, reason, steps, found))
 
-    # -- the result --------------------------------------------------------------------------
     def _result(self, outcome: Outcome, summary: DataSummary) -> FitResult:
-        model, state, objective = self._problem.model, outcome.state, self._objective
-        stop, history = state.stop, self.record.history
-        assert state.sums is not None
-        assert stop is not None
-        notes = _notes(model, self._source, outcome)
-        if self._writer is not None and self._writer.failure:
-            notes.append(f"the last checkpoint was not written: {self._writer.failure}")
-        _warn(model, outcome)
-        return FitResult(
-            names=model.params,
-            popt=state.theta,
-            pcov=outcome.covariance.matrix,
-            success=stop.success,
-            status=stop,
-            message=stop.value,
-            sse=outcome.sse,
-            n_points=summary.n_residuals,
-            dof=outcome.dof,
-            nit=sum(history.iterations.values()),
-            nfev=objective.passes,
-            njev=objective.passes,
-            grad=-state.sums.jtr,
-            optimality=state.offset,
-            active_mask=outcome.active,
-            bounds=(state.lower, state.upper),
-            linear=model.linear_params,
-            spread=summary.spread,
-            model_text=model.text,
-            backend=self._backend.name,
-            notes=tuple(notes),
-            streaming_diagnostics={
-                "phase_timings": history.timings,
-                "phase_iterations": history.iterations,
-                "phase_history": history.entries,
-                "total_time": history.total_time,
-                "warmup_diagnostics": history.found("lbfgs_warmup"),
-                "gauss_newton_diagnostics": history.found("gauss_newton"),
-                "data_passes": objective.passes,
-                "sample_passes": objective.sample_passes,
-                "condition": outcome.covariance.condition,
-                "telemetry": self._telemetry,
-                "backend": self._backend.name,
-            },
-            _residuals=Residuals(
-                model, self._source, state.theta, outcome.sse, summary.signal
-            ),
-            _model=model,
+        failed = None if self._writer is None else self._writer.failure
+        return result_of(
+            self._problem,
+            self._source,
+            outcome,
+            summary,
+            self._objective,
+            (self.record.history, self._telemetry, self._backend.name),
+            [f"the last checkpoint was not written: {failed}"] if failed else [],
         )
 
 
@@ -362,43 +331,3 @@ def _warmup_found(state: FitState) -> dict[str, Any]:
         "clips": w.clips,
         "line_search_failures": w.failures,
     }
-
-
-def _warn(model: Model, outcome: Outcome) -> None:
-    """Warn of what the caller must not overlook, at the caller's line."""
-    stop, weak = outcome.state.stop, _named(model, outcome.covariance.undetermined)
-    assert stop is not None
-    if not stop.success:
-        warnings.warn(f"{stop.value} (sse={outcome.sse:g})", ConvergenceWarning, stacklevel=6)
-    if weak:
-        warnings.warn(
-            f"Covariance of the parameters could not be estimated for {', '.join(weak)}",
-            CovarianceWarning,
-            stacklevel=6,
-        )
-
-
-def _notes(model: Model, source: RetryingSource, outcome: Outcome) -> list[str]:
-    """What a reader of the numbers should know, by parameter name."""
-    state, notes = outcome.state, list(model.notes)
-    fixed, held = _named(model, ~state.free), _named(model, outcome.active != 0)
-    weak = _named(model, outcome.covariance.undetermined)
-    if fixed:
-        notes.append(f"fixed by equal bounds: {', '.join(fixed)}")
-    if held:
-        notes.append(f"on a bound, so its error is that of the free problem: {', '.join(held)}")
-    if weak and outcome.dof > 0:
-        notes.append(f"not determined by the data: {', '.join(weak)}")
-    if outcome.state.sums is not None and outcome.state.sums.order < 2:
-        notes.append(f"errors are not computed for more than {_DENSE} parameters")
-    if outcome.dof <= 0:
-        notes.append("no degrees of freedom: errors cannot be estimated from the residuals")
-    if omitted := getattr(source.inner, "n_omitted", 0):
-        notes.append(f"{omitted} rows with non-finite values were left out")
-    for number, (first, end) in source.left_out:
-        notes.append(f"chunk {number} could not be read: rows {first} to {end - 1} are left out")
-    return notes
-
-
-def _named(model: Model, mask: Any) -> list[str]:
-    return [name for name, chosen in zip(model.params, mask, strict=True) if chosen]

@@ -43,11 +43,14 @@ class Resumed:
         After the last complete step.
     passes : int
         Passes over the data before.
+    history : list of dict
+        Entries of `phase_history` of the phases that were done.
     """
 
     phase: int
     state: FitState
     passes: int
+    history: list[dict[str, Any]]
 
 
 def writer_for(
@@ -104,7 +107,9 @@ def resume(problem: Problem, options: Groups) -> Resumed | None:
     if o.resume is None:
         return None
     loaded = read(o.resume, _fingerprint(problem, options))
-    return Resumed(loaded.phase, from_tree(loaded.tree, _CLASSES), int(loaded.extra["passes"]))
+    extra = loaded.extra
+    state = from_tree(loaded.tree, _CLASSES)
+    return Resumed(loaded.phase, state, int(extra["passes"]), list(extra["history"]))
 
 
 def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
@@ -124,7 +129,7 @@ def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
     return {
         "data": data.hexdigest(),
         "model": _digest(_described(problem)),
-        "config": _digest(settings + start),
+        "options, start or bounds": _digest(settings + start),
     }
 
 

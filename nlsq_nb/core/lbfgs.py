@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 __all__ = ["Pairs", "clip_norm", "direction", "projected_gradient", "remember"]
 
 Floats = NDArray[np.float64]
-Pairs = tuple[tuple[Floats, Floats], ...]
-"""Steps s and gradient changes y, oldest first."""
+Pairs = tuple[tuple[Floats, Floats, float], ...]
+"""Steps s, gradient changes y and the curvatures sᵀy, oldest first."""
 
 _CURVATURE = 1e-10  # least cosine of the angle between s and y that says something about curvature
 
@@ -23,7 +23,7 @@ def direction(gradient: Floats, pairs: Pairs) -> Floats:
     ----------
     gradient : ndarray, shape (p,)
         Gradient of the loss.
-    pairs : tuple of (ndarray, ndarray)
+    pairs : tuple of (ndarray, ndarray, float)
         The memory, oldest first; at least one pair.
 
     Returns
@@ -33,14 +33,14 @@ def direction(gradient: Floats, pairs: Pairs) -> Floats:
     """
     q = -gradient
     shares = []
-    for s, y in reversed(pairs):
-        share = float(s @ q) / float(s @ y)
+    for s, y, curvature in reversed(pairs):
+        share = s.dot(q) / curvature
         shares.append(share)
-        q = q - share * y
-    s, y = pairs[-1]
-    q = q * (float(s @ y) / float(y @ y))  # the scale of the latest curvature
-    for (s, y), share in zip(pairs, reversed(shares), strict=True):
-        q = q + (share - float(y @ q) / float(s @ y)) * s
+        q -= share * y
+    _, y, curvature = pairs[-1]
+    q *= curvature / y.dot(y)  # the scale of the latest curvature
+    for s, y, curvature in pairs:
+        q += (shares.pop() - y.dot(q) / curvature) * s
     return q
 
 
@@ -49,7 +49,7 @@ def remember(pairs: Pairs, s: Floats, y: Floats, memory: int) -> Pairs:
 
     Parameters
     ----------
-    pairs : tuple of (ndarray, ndarray)
+    pairs : tuple of (ndarray, ndarray, float)
         Oldest first.
     s, y : ndarray, shape (p,)
         Step and change of the gradient.
@@ -58,12 +58,13 @@ def remember(pairs: Pairs, s: Floats, y: Floats, memory: int) -> Pairs:
 
     Returns
     -------
-    tuple of (ndarray, ndarray)
+    tuple of (ndarray, ndarray, float)
         The same object when sᵀy ≤ ε‖s‖‖y‖ and the pair is skipped.
     """
-    if not float(s @ y) > _CURVATURE * math.sqrt(float(s @ s) * float(y @ y)):
+    curvature = float(s.dot(y))
+    if not curvature > _CURVATURE * math.sqrt(float(s.dot(s) * y.dot(y))):
         return pairs
-    return (*pairs, (s, y))[-memory:]
+    return (*pairs, (s, y, curvature))[-memory:]
 
 
 def clip_norm(gradient: Floats, limit: float | None) -> Floats:

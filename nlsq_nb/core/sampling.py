@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+_STRATA = 64  # least number of runs: a small sample must not be one place in the data
 _BELOW_ONE = float(np.nextafter(1.0, 0.0))
 _LARGEST = float(np.finfo(np.float64).max)
 _TINY = float(np.finfo(np.float64).tiny)
@@ -243,7 +244,7 @@ def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> list[tu
     seed : int
         The same seed gives the same ranges.
     run : int
-        Longest run of rows.
+        Longest run of rows; shorter where fewer than 64 runs would make up the sample.
 
     Returns
     -------
@@ -256,7 +257,7 @@ def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> list[tu
         return [(0, n_rows)] if n_rows > 0 else []
     if size < 1:
         return []
-    count = -(-size // run)
+    count = max(-(-size // run), min(size, _STRATA))
     steps = np.arange(count + 1)
     edges = steps * n_rows // count
     room = np.diff(edges)

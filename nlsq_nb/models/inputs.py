@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,12 +61,19 @@ def as_model(
                 f"a {type(model).__name__} is not a model; give text, a SymPy expression, a "
                 "function f(x, *params) or a Model"
             )
-        return Model(model, x=_variables(xdata, n_rows, _symbols(model)))
+        variables = _variables(xdata, n_rows, _symbols(model))
+        return _read(model, variables) if isinstance(model, str) else Model(model, x=variables)
     names = None if n_start is None else tuple(f"p{k}" for k in range(n_start))
     given = names if _takes_any_number(model) else None
     if jac is not None:
         return Model.from_callable(model, jac=jac, x=_variables(xdata, n_rows, None), params=given)
     return Model.from_function(model, x=_variables(xdata, n_rows, None), params=given)
+
+
+@lru_cache(maxsize=256)
+def _read(text: str, variables: tuple[str, ...]) -> Model:
+    """A text that was read before costs nothing to read again; models do not change."""
+    return Model(text, x=variables)
 
 
 def _variables(xdata: Any, n_rows: int, symbols: set[str] | None) -> tuple[str, ...]:

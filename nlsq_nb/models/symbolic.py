@@ -295,7 +295,7 @@ class Model(ModelBase):
         """Readings of the text that may not have been meant; results repeat them."""
         return () if self._definition is None else self._definition.notes
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The model as algebra, or the name of its function."""
         if self.name is not None:

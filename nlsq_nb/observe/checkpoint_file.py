@@ -219,11 +219,8 @@ def read(where: str | os.PathLike[str], fingerprint: Fingerprint) -> Loaded:
         key for key in kept.keys() | fingerprint.keys() if kept.get(key) != fingerprint.get(key)
     )
     if differing:
-        values = "; ".join(
-            f"{key} is {fingerprint.get(key)!r} and was {kept.get(key)!r}" for key in differing
-        )
         raise CheckpointError(
-            f"{path} belongs to another fit: other {', '.join(differing)} ({values}); resume with "
+            f"{path} belongs to another fit: other {', '.join(differing)}; resume with "
             "those that it was written with, or start afresh"
         )
     return Loaded(path, content.phase, content.iteration, content.state, content.extra)

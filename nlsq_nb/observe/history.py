@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from nlsq_nb.events import Event, PhaseDone, PhaseStarted
+from nlsq_nb.events import Event, PhaseDone, PhaseStarted, StepModeChosen, WarmStartDetected
 
 __all__ = ["TITLES", "PhaseHistory"]
 
@@ -37,12 +37,17 @@ class PhaseHistory:
         self.current = 0
         self.started: float | None = None
         self._begin = self._first = time.perf_counter()
+        self._noted: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
         """Receive an event."""
         if isinstance(event, PhaseStarted):
-            self.current, self.started = event.number, time.time()
+            self.current, self.started, self._noted = event.number, time.time(), {}
             self._begin = time.perf_counter()
+        elif isinstance(event, WarmStartDetected):
+            self._noted = {"relative_loss": event.relative_loss}
+        elif isinstance(event, StepModeChosen):
+            self._noted = {"relative_loss": event.relative_loss, "mode": event.mode}
         elif isinstance(event, PhaseDone):
             self.entries.append({
                 "phase": event.number,
@@ -52,6 +57,7 @@ class PhaseHistory:
                 "timestamp": time.time(),
                 "reason": event.reason,
                 "iterations": event.iterations,
+                **self._noted,
                 **event.found,
             })
 

@@ -136,6 +136,8 @@ class ProgressLog:
             return self._detailed
         if isinstance(event, FirstPassStarted):
             return self._title is None
+        if isinstance(event, PassProgress):
+            return event.rows_done < event.n_rows
         if isinstance(event, PhaseDone):
             return event.number in _ITERATIVE and not (event.number == _WARMUP and self._skipped)
         return type(event) in _LINES

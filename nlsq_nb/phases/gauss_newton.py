@@ -297,7 +297,7 @@ class GaussNewton:
         sums = _sums(state)
         if not sums.is_finite:
             return replace(state, stop=StopReason.STALLED)
-        gain = self._solved(state).gain(_scale(state))
+        gain = abs(self._solved(state).gain(_scale(state)))
         offset = _relative(gain, sums)
         doubtful, stop = False, self._stationary(state, offset, gain, accepted)
         if True not in state.free.tolist():
@@ -331,8 +331,11 @@ def _scale(state: FitState) -> Floats:
 
 
 def _relative(gain: float, sums: NormalSums) -> float:
-    """The relative offset: how much of the residuals a full step would remove."""
-    return math.sqrt(max(gain, 0.0) / sums.sse) if sums.sse > 0.0 else 0.0
+    """The relative offset: how much of the residuals a full step would remove.
+
+    A gain that rounding makes negative says as little as one of that size.
+    """
+    return math.sqrt(abs(gain) / sums.sse) if sums.sse > 0.0 else 0.0
 
 
 def _noise(state: FitState, *, cancelling: bool = True) -> float:

@@ -25,7 +25,7 @@ class StopReason(Enum):
     EXACT_FIT = "the residuals are at rounding level"
     NOTHING_FREE = "every parameter is fixed by equal bounds"
     FLAT = "the model does not change with any free parameter at this point; choose another p0"
-    MAX_ITERATIONS = "the iteration limit was reached before convergence"
+    MAX_ITERATIONS = "the iteration limit was reached before convergence (gauss_newton_max_iterations)"
     STALLED = "the trust region collapsed before convergence"
     CALLBACK = "stopped by callback"
     INTERRUPTED = "interrupted by the user; this is the best point found"
@@ -101,7 +101,7 @@ class WarmupState:
         The current point; every step.
     best : WarmupPoint
         The point of lowest loss; every step.
-    pairs : tuple of (ndarray, ndarray)
+    pairs : tuple of (ndarray, ndarray, float)
         Memory of L-BFGS; every step.
     calm : int
         Iterations in a row without a change of the loss; every step.

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.lbfgs import clip_norm, direction, projected_gradient, remember
+from nlsq_nb.core.lbfgs import Pairs, clip_norm, direction, projected_gradient, remember
 from nlsq_nb.core.linesearch import SEARCHES, Evaluate, Trial
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.core.varpro import eliminable, relax
+from nlsq_nb.core.varpro import eliminable, relax, room_within
 from nlsq_nb.events import (
     CostGuardTripped,
     Event,
@@ -44,6 +44,7 @@ __all__ = ["Warmup"]
 
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
+_SAME = 1.0 + 1e-9
 _SETTLED = 1e-2  # relative gain of relaxed linear parameters that spoils the gradient taken before
 
 
@@ -124,54 +125,54 @@ class Warmup:
 
     def step(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
         """One iteration: direction, clip (layer 4), line search, guard (layer 3), switching."""
-        warmup, sample = _warmup(state), objective.sample
+        warmup, longest = _warmup(state), self.defense.max_step
         gradient = _gradient(state, warmup.point)
-        aim, warmup = self._direction(warmup, gradient)
-        way, asked, clipped = clip_step(aim, longest := self.defense.max_step)
-        events: list[Event] = []
-        if clipped:
-            assert longest is not None
-            events.append(StepClipped(asked, longest))
-            warmup = replace(warmup, clips=warmup.clips + 1)
-        reach = math.inf if longest is None else longest / min(asked, longest)
-        state = replace(state, iteration=state.iteration + 1, warmup=warmup)
-        start = Trial(0.0, warmup.point.loss, float(gradient @ way), warmup.point)
-        found = SEARCHES[self.line_search](self._along(state, sample, way), start, reach)
+        aim, pairs = self._direction(warmup, gradient)
+        way, asked, clipped = clip_step(aim, longest)
+        events: list[Event] = [StepClipped(asked, longest)] if clipped and longest else []
+        reach = math.inf if longest is None else max(longest / asked, 1.0)
+        if reach < _SAME:  # rounding left nothing to try between the two lengths
+            reach = 1.0
+        start = Trial(0.0, warmup.point.loss, float(gradient.dot(way)), warmup.point)
+        along = self._along(state, objective.sample, way)
+        found = SEARCHES[self.line_search](along, start, reach)
+        clips = warmup.clips + clipped
         if found is None:
-            state, more = self._without_step(state, objective, start)
+            state, more = self._without_step(state, objective, start, clips)
         else:
-            state, more = self._accept(state, objective, found, way)
+            state, more = self._accept(state, objective, found, (pairs, clips, found.t * _norm(way)))
         return state, events + more
 
-    def _direction(self, warmup: WarmupState, gradient: Floats) -> tuple[Floats, WarmupState]:
+    def _direction(self, warmup: WarmupState, gradient: Floats) -> tuple[Floats, Pairs]:
         """The L-BFGS direction; without memory, steepest descent of the tier's length."""
         if warmup.pairs:
             aim = direction(clip_norm(gradient, self.gradient_clip), warmup.pairs)
             aim = np.where(gradient == 0.0, 0.0, aim)  # parameters held by bounds stay
-            if float(aim @ gradient) < 0.0:
-                return aim, warmup
+            if aim.dot(gradient) < 0.0:
+                return aim, warmup.pairs
         first = getattr(self.defense.sizes, warmup.mode)
-        return gradient * (-first / _norm(gradient)), replace(warmup, pairs=())
+        return gradient * (-first / _norm(gradient)), ()
 
     def _along(self, state: FitState, sample: Objective, way: Floats) -> Evaluate:
         """The loss along `way`, bounds by projection, linear parameters following."""
         warmup = _warmup(state)
         here, linear = warmup.point, warmup.linear
-        sums, scales = here.sums, state.normalizer.scales
-        base = here.theta + here.change
+        base, move = here.theta + here.change, state.normalizer.scales * way
+        right = -(here.sums.jtj @ move) if linear.any() else move
+        if linear.any() and np.isfinite(right).all():  # what keeps them at their best to first order
+            unlimited = (np.full_like(base, -np.inf), np.full_like(base, np.inf))
+            move = move + relax(here.sums.jtj, right, linear, unlimited, self.ridge).delta
+        order = 2 if linear.any() else 1
+        bounded = _room(state, base) is not None
 
         def evaluate(t: float) -> Trial:
-            wanted = base + t * scales * way
-            theta = np.clip(wanted, state.lower, state.upper)
-            if linear.any():
-                change = theta - here.theta
-                room = (state.lower - theta, state.upper - theta)
-                follow = relax(sums.jtj, sums.jtr - sums.jtj @ change, linear, room, self.ridge)
-                theta = np.clip(theta + follow.delta, state.lower, state.upper)
-            new = sample(theta, 2 if linear.any() else 1)
-            point = self._settle(state, sample, self._point(state, theta, new, sample, linear), linear)
-            kept = np.where(wanted == np.clip(wanted, state.lower, state.upper), way, 0.0)
-            return Trial(t, point.loss, float(point.gradient @ kept), point)
+            theta, kept = base + t * move, way
+            if bounded:
+                wanted, theta = theta, np.clip(theta, state.lower, state.upper)
+                kept = np.where(wanted == theta, way, 0.0)
+            point = self._point(state, theta, sample(theta, order), sample, linear)
+            point = self._settle(state, sample, point, linear)
+            return Trial(t, point.loss, float(point.gradient.dot(kept)), point)
 
         return evaluate
 
@@ -199,45 +200,57 @@ class Warmup:
     def _settle(
         self, state: FitState, sample: Objective, point: WarmupPoint, linear: NDArray[np.bool_]
     ) -> WarmupPoint:
-        """The point measured anew where its linear parameters were far from their best values."""
-        if math.isinf(point.loss) or not linear.any():
-            return point
-        if point.sums.sse - point.loss * sample.weight <= _SETTLED * point.sums.sse:
+        """The point measured anew where its linear parameters were far from their best values.
+
+        What is solved for is believed only as far as a measurement bears it out: nearly equal terms
+        leave nothing but rounding errors in the system, and a loss near zero that is not there.
+        """
+        if math.isinf(point.loss) or not linear.any() or _is_settled(point, sample):
             return point
         theta = np.clip(point.theta + point.change, state.lower, state.upper)
         new = self._point(state, theta, sample(theta, 2), sample, linear)
-        return new if new.sums.is_finite and new.sums.sse <= point.sums.sse else point
+        if not new.sums.is_finite or new.sums.sse > point.sums.sse:
+            new = point
+        if _is_settled(new, sample):
+            return new
+        return replace(new, change=np.zeros_like(theta), loss=new.sums.sse / sample.weight)
 
     def _accept(
-        self, state: FitState, objective: Objective, found: Trial, way: Floats
+        self,
+        state: FitState,
+        objective: Objective,
+        found: Trial,
+        path: tuple[Pairs, int, float],
     ) -> tuple[FitState, list[Event]]:
         """Take the trial, learn its curvature, and ask the guard and the criteria."""
-        warmup, events = _warmup(state), list[Event]()
-        old, new = warmup.point, found.point
+        (known, clips, length), warmup, events = path, _warmup(state), list[Event]()
+        old, new, least = warmup.point, found.point, warmup.best.loss
         s = np.where(warmup.linear, 0.0, (new.theta - old.theta) / state.normalizer.scales)
-        pairs = remember(warmup.pairs, s, new.gradient - old.gradient, self.memory)
-        full = len(pairs) == self.memory
+        pairs = remember(known, s, new.gradient - old.gradient, self.memory)
+        full, iteration = len(pairs) == self.memory, state.iteration + 1
         if full and not warmup.filled:
-            events.append(HistoryFilled(state.iteration))
-        least = warmup.best.loss
-        warmup = replace(
-            warmup,
+            events.append(HistoryFilled(iteration))
+        warmup = WarmupState(
+            relative_loss=warmup.relative_loss,
+            mode=warmup.mode,
+            linear=warmup.linear,
             point=new,
             best=new if new.loss < least else warmup.best,
             pairs=pairs,
             calm=self.switching.calm(warmup.calm, old.loss, new.loss),
-            stuck=False,
+            clips=clips,
+            failures=warmup.failures,
             filled=full or warmup.filled,
         )
-        state = replace(state, warmup=warmup)
+        state = replace(state, iteration=iteration, warmup=warmup)
         norm = _norm(_gradient(state, new))
-        told = self._told(state, objective, norm, found.t * _norm(way))
+        told = self._told(state, objective, norm, length)
         if cost_rose(new.loss, least, tolerance := self.defense.cost_tolerance):
             assert tolerance is not None
-            events.append(CostGuardTripped(new.loss / least, tolerance, state.iteration))
+            events.append(CostGuardTripped(new.loss / least, tolerance, iteration))
             reason: WarmupStop | None = WarmupStop.COST_GUARD
         else:
-            reason = self.switching.verdict(state.iteration, warmup.calm, norm, self._unit(state))
+            reason = self.switching.verdict(iteration, warmup.calm, norm, self._unit(state))
         if reason is not None:
             state, more = self._finish(state, objective, reason)
             events += more
@@ -245,22 +258,24 @@ class Warmup:
         return state, [*events, told]
 
     def _without_step(
-        self, state: FitState, objective: Objective, start: Trial
+        self, state: FitState, objective: Objective, start: Trial, clips: int
     ) -> tuple[FitState, list[Event]]:
         """Forget the memory and try steepest descent once; then give up."""
-        warmup = _warmup(state)
+        warmup, iteration = _warmup(state), state.iteration + 1
         if abs(start.slope) <= 8.0 * _EPS * start.value:
+            warmup = replace(warmup, clips=clips)
+            state = replace(state, iteration=iteration, warmup=warmup)
             return self._finish(state, objective, WarmupStop.ROUNDING)
         kind = "L-BFGS" if warmup.pairs else "steepest-descent"
         events: list[Event] = [
-            LineSearchFailed(state.iteration, f"no decrease of the loss along the {kind} direction")
+            LineSearchFailed(iteration, f"no decrease of the loss along the {kind} direction")
         ]
         again = bool(warmup.pairs) and not warmup.stuck
-        state = replace(
-            state, warmup=replace(warmup, pairs=(), stuck=True, failures=warmup.failures + 1)
-        )
+        failures = warmup.failures + 1
+        warmup = replace(warmup, pairs=(), stuck=True, failures=failures, clips=clips)
+        state = replace(state, iteration=iteration, warmup=warmup)
         told = self._told(state, objective, _norm(_gradient(state, warmup.point)), 0.0)
-        if not again or state.iteration >= self.switching.ceiling:
+        if not again or iteration >= self.switching.ceiling:
             state, more = self._finish(state, objective, WarmupStop.NO_STEP)
             events += more
         return state, [*events, told]
@@ -313,10 +328,20 @@ def _warmup(state: FitState) -> WarmupState:
     return state.warmup
 
 
+def _room(state: FitState, theta: Floats) -> tuple[Floats, Floats] | None:
+    return room_within(state.lower, state.upper, theta)
+
+
+def _is_settled(point: WarmupPoint, sample: Objective) -> bool:
+    """Whether the linear parameters are near their best values already."""
+    return point.sums.sse - point.loss * sample.weight <= _SETTLED * point.sums.sse
+
+
 def _gradient(state: FitState, point: WarmupPoint) -> Floats:
     """The gradient without what bounds forbid."""
-    return projected_gradient(point.gradient, (state.lower - point.theta, state.upper - point.theta))
+    room = _room(state, point.theta)
+    return point.gradient if room is None else projected_gradient(point.gradient, room)
 
 
 def _norm(vector: Floats) -> float:
-    return math.sqrt(float(vector @ vector))
+    return math.sqrt(vector.dot(vector))

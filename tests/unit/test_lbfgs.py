@@ -10,9 +10,9 @@ from nlsq_nb.core.lbfgs import clip_norm, direction, projected_gradient, remembe
 
 def dense(pairs, gradient):
     """The same direction from the full inverse Hessian."""
-    s, y = pairs[-1]
+    s, y, _ = pairs[-1]
     inverse = np.eye(len(gradient)) * (s @ y) / (y @ y)
-    for s, y in pairs:
+    for s, y, _ in pairs:
         rho = 1.0 / (s @ y)
         left = np.eye(len(s)) - rho * np.outer(s, y)
         inverse = left @ inverse @ left.T + rho * np.outer(s, s)
@@ -24,7 +24,7 @@ def test_two_loops_are_bfgs(seed, p, m):
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(p, p))
     hessian = root @ root.T + np.eye(p)
-    pairs = tuple((s, hessian @ s) for s in rng.normal(size=(m, p)))
+    pairs = tuple((s, hessian @ s, float(s @ hessian @ s)) for s in rng.normal(size=(m, p)))
     gradient = rng.normal(size=p)
     got = direction(gradient, pairs)
     assert got == pytest.approx(dense(pairs, gradient), rel=1e-8, abs=1e-9 * np.abs(gradient).max())
@@ -48,7 +48,7 @@ def test_quadratic_is_solved_after_p_exact_steps():
 def test_pairs_without_curvature_are_skipped():
     s = np.array([1.0, 0.0])
     for y in (np.array([0.0, 1.0]), np.array([-1.0, 0.0]), np.zeros(2), np.array([np.nan, 0.0])):
-        pairs = ((s, s),)
+        pairs = ((s, s, 1.0),)
         assert remember(pairs, s, y, 5) is pairs
 
 
@@ -56,7 +56,7 @@ def test_memory_keeps_the_latest():
     pairs = ()
     for k in range(1, 8):
         pairs = remember(pairs, np.array([float(k)]), np.array([1.0]), 3)
-    assert [float(s[0]) for s, _ in pairs] == [5.0, 6.0, 7.0]
+    assert [float(s[0]) for s, *_ in pairs] == [5.0, 6.0, 7.0]
 
 
 @given(norm=st.floats(0.0, 1e6), limit=st.floats(1e-6, 1e6))

@@ -284,6 +284,17 @@ def test_no_step_is_longer_than_layer_4_allows(line_search):
     assert at <= end.iteration
 
 
+@pytest.mark.parametrize("line_search", ["wolfe", "strong_wolfe", "backtracking"])
+def test_a_first_step_of_the_longest_length_is_not_tried_twice(line_search):
+    """Rounding makes it a little shorter than allowed as often as not; there is nothing between the two."""
+    for first in np.geomspace(0.02, 0.5, 25):
+        objective = Curve()
+        sizes = StepSizes(first, first, first, first)
+        warm(objective, max_step=first, sizes=sizes, line_search=line_search, early=1, limit=1)
+        asked = np.array(objective.asked[1:])
+        assert (np.abs(np.diff(asked, axis=0)).max(axis=1) > 1e-9).all(), first
+
+
 def test_without_layer_4_nothing_is_clipped():
     end, told = warm(Curve())
     assert events.StepClipped not in kinds(told)
