@@ -54,14 +54,14 @@ class FitRecord:
         Phases so far.
     state : FitState or None
         The latest state; None before the first.
-    weight : float
-        Σ w of the data.
+    unit : float
+        The sse of a loss of 1 in the warm-up.
     """
 
     model: Model
     history: PhaseHistory = field(default_factory=PhaseHistory)
     state: FitState | None = None
-    weight: float = math.nan
+    unit: float = math.nan
 
     def best(self) -> tuple[Floats | None, float]:
         """The best point so far, (p,), and its sse; None and inf before the first pass."""
@@ -70,7 +70,7 @@ class FitRecord:
             return None, math.inf
         if self.history.current == 1 and state.warmup is not None:
             point = state.warmup.best
-            return point.theta + point.change, point.loss * self.weight
+            return point.theta + point.change, point.loss * self.unit
         return state.theta.copy(), math.inf if state.sums is None else state.sums.sse
 
 
@@ -146,7 +146,6 @@ class Fit:
             resumed = resume(self._problem, self._options)
             self._writer = writer_for(self._problem, self._options, self._extra)
             summary, state = self._prepare()
-            self.record.weight = summary.weight
             objective = self._objective = objective_over(
                 self._problem, self._options, self._backend, summary.weight, self._emit
             )
@@ -212,10 +211,10 @@ class Fit:
         if not self._warms_up:
             self._done(1, "lbfgs_warmup", state, {}, "left out: this method begins with phase 2")
             return state
-        variance = summary.spread / summary.weight
-        phase = warmup_phase(self._options, variance, self._problem.model.n_params)
+        phase = warmup_phase(self._options, summary, self._problem.model.n_params)
+        self.record.unit = phase.unit * summary.weight
         state = self._drive(1, phase, state, resumed=at == 1)
-        self._done(1, "lbfgs_warmup", state, _warmup_found(state))
+        self._done(1, "lbfgs_warmup", state, _warmup_found(state, phase.unit))
         return state
 
     def _newton(self, state: FitState, at: int) -> FitState:
@@ -320,14 +319,14 @@ class Fit:
         )
 
 
-def _warmup_found(state: FitState) -> dict[str, Any]:
+def _warmup_found(state: FitState, unit: float) -> dict[str, Any]:
     w = state.warmup
     if w is None:
         return {}
     return {
         "relative_loss": w.relative_loss,
         "mode": w.mode,
-        "loss": w.best.loss,
+        "loss": w.best.loss * unit,
         "clips": w.clips,
         "line_search_failures": w.failures,
     }

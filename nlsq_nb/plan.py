@@ -28,7 +28,7 @@ from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase, Source
-from nlsq_nb.scan import require_finite
+from nlsq_nb.scan import DataSummary, require_finite
 from nlsq_nb.sources.sample import batches, sample
 
 __all__ = ["batch_objectives", "is_matrix_free", "newton_phase", "objective_over", "penalty_of", "warmup_phase"]
@@ -40,15 +40,15 @@ _BATCH = 256  # least rows of a batch of the tournament
 _BATCH_PER_PARAMETER = 16
 
 
-def warmup_phase(options: Groups, variance: float, n_params: int) -> Warmup:
+def warmup_phase(options: Groups, summary: DataSummary, n_params: int) -> Warmup:
     """Phase 1.
 
     Parameters
     ----------
     options : Groups
         Validated options.
-    variance : float
-        Of y.
+    summary : DataSummary
+        Moments of y.
     n_params : int
         p.
 
@@ -72,7 +72,9 @@ def warmup_phase(options: Groups, variance: float, n_params: int) -> Warmup:
         cost_tolerance=o.cost_tolerance if o.guards_cost else None,
         max_step=o.max_step if o.clips_steps else None,
     )
-    w = options.warmup
+    w, variance = options.warmup, summary.spread / summary.weight
+    # constant y has a size instead
+    unit = variance or summary.signal / summary.weight or 1.0
     return Warmup(
         switching=Switching(w.iterations, w.max_iterations, w.plateau, w.gradient, w.criteria),
         defense=defense,
@@ -81,6 +83,7 @@ def warmup_phase(options: Groups, variance: float, n_params: int) -> Warmup:
         line_search=w.line_search,
         gradient_clip=w.gradient_clip,
         ridge=options.gauss_newton.ridge,
+        unit=unit,
         order=1 if is_matrix_free(options, n_params) else 2,
     )
 

@@ -13,6 +13,7 @@ from nlsq_nb.phases.state import FitState
 __all__ = ["Outcome", "finalize"]
 
 Floats = NDArray[np.float64]
+_EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: f
     # p counts every parameter, fixed ones aside, as degrees of freedom are counted elsewhere
     dof = n_residuals - int(state.free.sum())
     sse = max(state.sums.sse - penalty, 0.0)
-    variance = 1.0 if absolute_sigma else (sse / dof if dof > 0 else np.inf)
+    # an sse of 0 is one below the rounding of y: it makes no undetermined parameter exact
+    scatter = max(sse, _EPS**2 * state.signal)
+    variance = 1.0 if absolute_sigma else (scatter / dof if dof > 0 else np.inf)
     at_lower = (state.theta == state.lower) & state.free
     at_upper = (state.theta == state.upper) & state.free
     return Outcome(

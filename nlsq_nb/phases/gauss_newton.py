@@ -267,7 +267,8 @@ class GaussNewton:
         """The D-norm of a step along the full one, `initial_radius` long in z."""
         full = solved.step(_scale(state), math.inf)
         # a parameter that starts at 0 has no scale that could limit it
-        limited = ~state.linear & (state.theta != 0.0)
+        first = state.theta if state.first is None else state.first
+        limited = ~state.linear & (first != 0.0)
         reach = length((full.delta / state.normalizer.scales)[limited])
         share = self.initial_radius / reach if reach > 0.0 else 1.0
         norm = length((_scale(state) * full.delta)[~state.linear])

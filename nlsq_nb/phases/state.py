@@ -73,7 +73,7 @@ class WarmupPoint:
     change : ndarray, shape (p,)
         What gives the eliminated linear parameters their best values; zero elsewhere.
     loss : float
-        MSE after that change; inf where the model is not finite.
+        MSE after that change, in the unit of the warm-up; inf where the model is not finite.
     gradient : ndarray, shape (p,)
         ∂loss/∂z; zero for parameters that the warm-up does not move.
     """

@@ -70,6 +70,8 @@ class Warmup:
         Relative ridge where the system of the linear parameters is numerically singular.
     order : int
         Order of the sums that phase 2 begins with: 2, or 1 where it is matrix-free.
+    unit : float
+        What losses are measured in, so that products of gradients neither overflow nor underflow.
     """
 
     switching: Switching
@@ -80,6 +82,7 @@ class Warmup:
     gradient_clip: float | None
     ridge: float
     order: int = 2
+    unit: float = 1.0
 
     def init(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
         """Judge the start as it was given (layers 1 and 2), then relax the linear parameters."""
@@ -105,7 +108,7 @@ class Warmup:
         point = self._settle(state, sample, self._point(state, state.theta, given, sample, linear), linear)
         warmup = WarmupState(relative, mode, linear, point, point)
         state = replace(state, warmup=warmup)
-        reason = self.switching.verdict(0, 0, _norm(_gradient(state, point)), self._unit(state))
+        reason, _ = self._verdict(state, point, 0, 0)
         if reason is not None:
             state, more = self._finish(state, objective, reason)
             events += more
@@ -194,8 +197,9 @@ class Warmup:
             change, jtr = best.delta, jtr - sums.jtj @ best.delta
             sse = max(sse - best.predicted, 0.0)
         moves = state.free & ~linear
-        gradient = np.where(moves, -2.0 / sample.weight * state.normalizer.scales * jtr, 0.0)
-        return WarmupPoint(theta, sums, change, sse / sample.weight, gradient)
+        whole = sample.weight * self.unit
+        gradient = np.where(moves, -2.0 / whole * state.normalizer.scales * jtr, 0.0)
+        return WarmupPoint(theta, sums, change, sse / whole, gradient)
 
     def _settle(
         self, state: FitState, sample: Objective, point: WarmupPoint, linear: NDArray[np.bool_]
@@ -205,15 +209,21 @@ class Warmup:
         What is solved for is believed only as far as a measurement bears it out: nearly equal terms
         leave nothing but rounding errors in the system, and a loss near zero that is not there.
         """
-        if math.isinf(point.loss) or not linear.any() or _is_settled(point, sample):
+        if math.isinf(point.loss) or not linear.any() or self._is_settled(point, sample):
             return point
         theta = np.clip(point.theta + point.change, state.lower, state.upper)
         new = self._point(state, theta, sample(theta, 2), sample, linear)
         if not new.sums.is_finite or new.sums.sse > point.sums.sse:
             new = point
-        if _is_settled(new, sample):
+        if self._is_settled(new, sample):
             return new
-        return replace(new, change=np.zeros_like(theta), loss=new.sums.sse / sample.weight)
+        measured = new.sums.sse / (sample.weight * self.unit)
+        return replace(new, change=np.zeros_like(theta), loss=measured)
+
+    def _is_settled(self, point: WarmupPoint, sample: Objective) -> bool:
+        """Whether the linear parameters are near their best values already."""
+        gain = point.sums.sse - point.loss * sample.weight * self.unit
+        return gain <= _SETTLED * point.sums.sse
 
     def _accept(
         self,
@@ -243,14 +253,12 @@ class Warmup:
             filled=full or warmup.filled,
         )
         state = replace(state, iteration=iteration, warmup=warmup)
-        norm = _norm(_gradient(state, new))
+        reason, norm = self._verdict(state, new, iteration, warmup.calm)
         told = self._told(state, objective, norm, length)
         if cost_rose(new.loss, least, tolerance := self.defense.cost_tolerance):
             assert tolerance is not None
             events.append(CostGuardTripped(new.loss / least, tolerance, iteration))
-            reason: WarmupStop | None = WarmupStop.COST_GUARD
-        else:
-            reason = self.switching.verdict(iteration, warmup.calm, norm, self._unit(state))
+            reason = WarmupStop.COST_GUARD
         if reason is not None:
             state, more = self._finish(state, objective, reason)
             events += more
@@ -310,17 +318,19 @@ class Warmup:
         return WarmupStepDone(
             iteration=state.iteration,
             limit=self.switching.ceiling,
-            sse=point.loss * objective.weight,
-            grad_norm=gradient_norm,
+            sse=point.loss * self.unit * objective.weight,
+            grad_norm=gradient_norm * self.unit,
             step_norm=length,
             theta=tuple((point.theta + point.change).tolist()),
         )
 
-    def _unit(self, state: FitState) -> float:
-        """The variance of y, or the loss at p0 where y is constant."""
-        if self.variance > 0.0:
-            return self.variance
-        return _warmup(state).point.loss
+    def _verdict(
+        self, state: FitState, point: WarmupPoint, iteration: int, calm: int
+    ) -> tuple[WarmupStop | None, float]:
+        """What the criteria say at a point, and the norm of its gradient."""
+        norm = _norm(_gradient(state, point))
+        limit = self.variance / self.unit if self.variance > 0.0 else 1.0
+        return self.switching.verdict(iteration, calm, norm, limit), norm
 
 
 def _warmup(state: FitState) -> WarmupState:
@@ -332,11 +342,6 @@ def _room(state: FitState, theta: Floats) -> tuple[Floats, Floats] | None:
     return room_within(state.lower, state.upper, theta)
 
 
-def _is_settled(point: WarmupPoint, sample: Objective) -> bool:
-    """Whether the linear parameters are near their best values already."""
-    return point.sums.sse - point.loss * sample.weight <= _SETTLED * point.sums.sse
-
-
 def _gradient(state: FitState, point: WarmupPoint) -> Floats:
     """The gradient without what bounds forbid."""
     room = _room(state, point.theta)
@@ -344,4 +349,4 @@ def _gradient(state: FitState, point: WarmupPoint) -> Floats:
 
 
 def _norm(vector: Floats) -> float:
-    return math.sqrt(vector.dot(vector))
+    return math.hypot(*vector.tolist())
