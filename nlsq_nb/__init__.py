@@ -11,9 +11,13 @@ Write a model once, as text, as a SymPy expression or as a NumPy-style function,
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
+
+# a library says nothing unless the application listens, warnings included
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _PUBLIC = {
     "AdaptiveHybridStreamingOptimizer": "optimizer",

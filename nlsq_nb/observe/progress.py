@@ -145,10 +145,19 @@ class ProgressLog:
 
 def _open_log() -> logging.Logger:
     """The library's logger if the application listens to its INFO lines, else one to stderr."""
-    if _LOGGER.isEnabledFor(logging.INFO) and _LOGGER.hasHandlers():
+    if _LOGGER.isEnabledFor(logging.INFO) and _is_heard(_LOGGER):
         return _LOGGER
     console = logging.Logger(_LOGGER.name, logging.INFO)  # noqa: LOG001 - unknown to the others
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     console.addHandler(handler)
     return console
+
+
+def _is_heard(logger: logging.Logger | None) -> bool:
+    """Whether the application has a handler for its records; the library's own takes none."""
+    while logger is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return True
+        logger = logger.parent if logger.propagate else None
+    return False
