@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.protocols import Backend, Kernel, Source
-from nlsq_nb.sources.retrying import RetryingSource
 
 __all__ = ["LocalEngine"]
 
@@ -30,21 +29,14 @@ class LocalEngine:
     kernel : Kernel
         From `backend.compile`.
     source : Source
-        The rows. A `RetryingSource` is read as it is, so that all who read it leave out the same
-        chunks; the next three are for others.
-    retries : int
-        How often a chunk is read again after an OSError.
-    min_success : float
-        Share of the chunks that must be readable; below 1, the others are left out of every pass.
-    release_every : int
-        Chunks between releases of the read buffers.
+        The rows; a `RetryingSource` where reading may fail.
     on_progress : callable, optional
         `on_progress(rows_done, n_rows, seconds)`, at most once a second, in passes that take longer.
 
     Attributes
     ----------
-    source : RetryingSource
-        The rows as this engine reads them; what else looks at the data should read them here.
+    source : Source
+        As given.
     """
 
     def __init__(
@@ -53,24 +45,12 @@ class LocalEngine:
         kernel: Kernel,
         source: Source,
         *,
-        retries: int = 0,
-        min_success: float = 1.0,
-        release_every: int = 10,
         on_progress: Callable[[int, int, float], None] | None = None,
     ) -> None:
         self._backend: Any = backend
         self._kernel = kernel
         self._on_progress = on_progress
-        if not isinstance(source, RetryingSource):
-            source = RetryingSource(
-                source, retries=retries, min_success=min_success, release_every=release_every
-            )
         self.source = source
-
-    @property
-    def left_out(self) -> list[tuple[int, tuple[int, int]]]:
-        """Chunks that could not be read, each with its first row and one past its last."""
-        return self.source.left_out
 
     def run(self, theta: Floats, order: int) -> NormalSums:
         """The sums over all rows; see `Engine.run`."""
