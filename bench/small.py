@@ -33,16 +33,13 @@ def timed(work):
     return found, 1e3 * (time.perf_counter() - start)
 
 
-def measure(model, x, y, p0, repeat):
-    """Median milliseconds of each phase, their sum, our call and SciPy's; the fits take turns."""
-    rows = []
-    for _ in range(repeat):
-        result, ours = timed(lambda: curve_fit(model, x, y, p0=p0))
-        (popt, _), scipys = timed(lambda: optimize.curve_fit(values, x, y, p0=p0, jac=jacobian, method="lm"))
-        assert np.allclose(popt, result.popt, rtol=1e-5), "the two ended in different places"
-        phases = [1e3 * result.streaming_diagnostics["phase_timings"][name] for name in PHASES]
-        rows.append([*phases, sum(phases), ours, scipys])
-    return [statistics.median(column) for column in zip(*rows, strict=True)], result.nfev
+def measure(model, x, y, p0):
+    """Milliseconds of each phase, their sum, our call and SciPy's, and our passes."""
+    result, ours = timed(lambda: curve_fit(model, x, y, p0=p0))
+    (popt, _), scipys = timed(lambda: optimize.curve_fit(values, x, y, p0=p0, jac=jacobian, method="lm"))
+    assert np.allclose(popt, result.popt, rtol=1e-5), "the two ended in different places"
+    phases = [1e3 * result.streaming_diagnostics["phase_timings"][name] for name in PHASES]
+    return [*phases, sum(phases), ours, scipys, result.nfev]
 
 
 def main():
@@ -53,8 +50,8 @@ def main():
     x = np.linspace(0, 10, options.n)
     y = values(x, 5.0, 0.5, 1.0) + np.random.RandomState(42).normal(0, 0.1, options.n)
     model = Model("a*exp(-b*x) + c")
-    for p0 in STARTS:  # compiles, or loads what an earlier process compiled
-        curve_fit(model, x, y, p0=p0)
+    measure(model, x, y, STARTS[0])  # compiles, or loads what an earlier process compiled
+    rounds = [[measure(model, x, y, p0) for p0 in STARTS] for _ in range(options.repeat)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"exponential, n = {options.n}, p = 3, {x.dtype}, default configuration, {cores} threads")
     print(
@@ -64,10 +61,10 @@ def main():
     print(f"median milliseconds of {options.repeat} fits; scipy: curve_fit with lm and the same derivatives")
     heads = ("setup", "warm-up", "GN", "cov", "phases", "call", "scipy")
     print(f"{'p0':>18} {'passes':>6} " + " ".join(f"{head:>7}" for head in heads) + "  scipy/call")
-    for p0 in STARTS:
-        medians, passes = measure(model, x, y, p0, options.repeat)
-        cells = " ".join(f"{value:>7.3f}" for value in medians)
-        print(f"{', '.join(map(str, p0)):>18} {passes:>6} {cells} {medians[-1] / medians[-2]:>10.2f}x")
+    for p0, rows in zip(STARTS, zip(*rounds, strict=True), strict=True):
+        *times, passes = (statistics.median(column) for column in zip(*rows, strict=True))
+        cells = " ".join(f"{value:>7.3f}" for value in times)
+        print(f"{', '.join(map(str, p0)):>18} {passes:>6.0f} {cells} {times[-1] / times[-2]:>10.2f}x")
 
 
 if __name__ == "__main__":

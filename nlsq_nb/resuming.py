@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nlsq_nb.config.groups import Groups
@@ -119,12 +119,12 @@ def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
         for column in (*chunk.x, *chunk.y, *(chunk.w or ())):
             data.update(str(column.dtype).encode())
             data.update(column.data)
-    groups = [
-        (group.name, getattr(options, group.name))
+    # any number of threads gives the same bits
+    settings = repr([
+        replace(options.data, n_threads=None) if group.name == "data" else getattr(options, group.name)
         for group in fields(options)
         if group.name not in _INDIFFERENT
-    ]
-    settings = repr([(name, values) for name, values in groups])
+    ])
     start = repr((problem.p0.tolist(), [side.tolist() for side in problem.bounds]))
     return {
         "data": data.hexdigest(),

@@ -15,7 +15,7 @@ from nlsq_nb.events import Event
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.setup import restart
-from nlsq_nb.phases.state import FitState
+from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.phases.tournament import tournament
 from nlsq_nb.plan import batch_objectives, newton_phase
 from nlsq_nb.problem import Problem
@@ -98,6 +98,8 @@ def _fit(state: FitState, options: Groups, sample: DataObjective) -> tuple[Float
         end = run(phase, state, sample, _ignore)
     except NumericsError:
         return state.theta, math.inf
+    if end.stop is StopReason.INTERRUPTED:  # the whole fit is meant
+        raise KeyboardInterrupt
     sse = math.inf if end.sums is None else end.sums.sse
     return end.theta, sse if math.isfinite(sse) else math.inf
 

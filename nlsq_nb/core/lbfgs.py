@@ -82,7 +82,7 @@ def clip_norm(gradient: Floats, limit: float | None) -> Floats:
     ndarray, shape (p,)
         Same direction.
     """
-    norm = math.sqrt(float(gradient @ gradient))
+    norm = math.hypot(*gradient.tolist())
     return gradient if limit is None or norm <= limit else gradient * (limit / norm)
 
 

@@ -127,7 +127,7 @@ def _unbounded(
     norms = column_norms(h)
     unit, right, q = column_scaled(h, norms), g / norms, scale / norms
     if damping:
-        return _damped(unit, right, q * q, damping)[0] / norms, damping
+        return _damped(unit, right, q * q, damping) / norms, damping
     u, _ = solve_positive(unit, right, ridge)
     if damping == 0.0 or length(q * u) <= SLACK * radius:
         return u / norms, 0.0
@@ -135,16 +135,20 @@ def _unbounded(
     return u / norms, damping
 
 
-def _damped(
-    unit: Floats, right: Floats, squares: Floats, damping: float
-) -> tuple[Floats, Floats]:
-    """The step for λ and its lower Cholesky factor."""
+def _shifted(unit: Floats, squares: Floats, damping: float) -> Floats | None:
+    """The lower Cholesky factor of the damped matrix; None where it is not positive definite."""
     shifted = unit.copy()
-    shifted.ravel()[:: len(right) + 1] += damping * squares
-    lower = cholesky(shifted)
-    if lower is None:
-        raise np.linalg.LinAlgError("the damped matrix is not positive definite")
-    return lapack.dpotrs(lower, right, lower=1)[0], lower
+    shifted.ravel()[:: len(squares) + 1] += damping * squares
+    return cholesky(shifted)
+
+
+def _damped(unit: Floats, right: Floats, squares: Floats, damping: float) -> Floats:
+    """The step for λ; the scaled gradient, to which it tends, where rounding spoils the matrix."""
+    lower = _shifted(unit, squares, damping)
+    if lower is not None:
+        return np.asarray(lapack.dpotrs(lower, right, lower=1)[0])
+    u = right / (damping * squares)
+    return u if np.isfinite(u).all() else np.zeros_like(right)
 
 
 def limited(
@@ -169,22 +173,18 @@ def limited(
     -------
     tuple of (ndarray, float)
         u and λ > 0.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        When no damping makes the matrix regular.
     """
     squares = q * q
-    low, high = 0.0, length(right / q) / radius
+    first = length(right / q) / radius
+    low, high = 0.0, first
     damping = max(1e-3 * high, high * radius / max(length(q * full), radius))
     damping = min(damping, high)
     for _ in range(30):
-        try:
-            u, lower = _damped(unit, right, squares, damping)
-        except np.linalg.LinAlgError:  # still singular: more damping
+        lower = _shifted(unit, squares, damping)
+        if lower is None:  # still singular: more damping
             low, damping = damping, max(math.sqrt(damping * high), 10.0 * damping)
             continue
+        u = lapack.dpotrs(lower, right, lower=1)[0]
         norm = length(q * u)
         if abs(norm - radius) <= 0.1 * radius:
             return u, damping
@@ -194,7 +194,9 @@ def limited(
         damping += (norm / radius - 1.0) * norm * norm / fall if fall > 0.0 else math.inf
         if not low < damping < high:
             damping = math.sqrt(max(low, 1e-3 * high) * high)
-    return _damped(unit, right, squares, damping)[0], damping
+    if _shifted(unit, squares, damping) is None:
+        damping = first
+    return _damped(unit, right, squares, damping), damping
 
 
 def next_radius(radius: float, step: Step, actual: float) -> float:

@@ -126,7 +126,8 @@ class ConjugateGradient:
         trial: CgStep | None = None
         if not np.isfinite(state.radius):
             trial = self._solve(state, objective, np.inf)
-            state = replace(state, radius=self._first_radius(state, trial))
+            if trial.norm > 0.0:  # else the start solves its system as well as was asked
+                state = replace(state, radius=self._first_radius(state, trial))
             if trial.norm > state.radius:
                 trial = None
         trial = trial or self._solve(state, objective, state.radius)

@@ -163,7 +163,7 @@ def clip_step(step: Floats, longest: float | None) -> tuple[Floats, float, bool]
     tuple of (ndarray, float, bool)
         The step, the length that was asked for, and whether it was shortened.
     """
-    norm = math.sqrt(float(step @ step))
+    norm = math.hypot(*step.tolist())
     # a first step of exactly the longest length is not a clipped one
     if longest is None or norm <= longest * (1.0 + 1e-12):
         return step, norm, False

@@ -130,8 +130,12 @@ class Warmup:
         """One iteration: direction, clip (layer 4), line search, guard (layer 3), switching."""
         warmup, longest = _warmup(state), self.defense.max_step
         gradient = _gradient(state, warmup.point)
+        if not _norm(gradient):  # nowhere to go, whatever the criteria are
+            return self._finish(state, objective, WarmupStop.GRADIENT)
         aim, pairs = self._direction(warmup, gradient)
         way, asked, clipped = clip_step(aim, longest)
+        if not asked:
+            return self._finish(state, objective, WarmupStop.ROUNDING)
         events: list[Event] = [StepClipped(asked, longest)] if clipped and longest else []
         reach = math.inf if longest is None else max(longest / asked, 1.0)
         if reach < _SAME:  # rounding left nothing to try between the two lengths
@@ -255,9 +259,10 @@ class Warmup:
         state = replace(state, iteration=iteration, warmup=warmup)
         reason, norm = self._verdict(state, new, iteration, warmup.calm)
         told = self._told(state, objective, norm, length)
-        if cost_rose(new.loss, least, tolerance := self.defense.cost_tolerance):
+        rise = _rise(new.loss, least)
+        if cost_rose(rise, 1.0, tolerance := self.defense.cost_tolerance):
             assert tolerance is not None
-            events.append(CostGuardTripped(new.loss / least, tolerance, iteration))
+            events.append(CostGuardTripped(rise, tolerance, iteration))
             reason = WarmupStop.COST_GUARD
         if reason is not None:
             state, more = self._finish(state, objective, reason)
@@ -299,14 +304,17 @@ class Warmup:
             sums = end.sums if end.sums.order >= self.order else None
             return replace(state, theta=end.theta, sums=sums, stop=reason), []
         theta = np.clip(end.theta + end.change, state.lower, state.upper)
-        sums = objective(theta, self.order)
         least = self._point(state, state.theta, start, objective, warmup.linear).loss
-        loss = self._point(state, theta, sums, objective, warmup.linear).loss
+        ended = self._point(state, theta, objective(theta, self.order), objective, warmup.linear)
+        # linear parameters that suit the sample may be far off for all data
+        ended = self._settle(state, objective, ended, warmup.linear)
+        theta, sums, loss = ended.theta, ended.sums, ended.loss
         guarded = self.defense.cost_tolerance is not None
         if not sums.is_finite or (guarded and loss > least):
-            if cost_rose(loss, least, tolerance := self.defense.cost_tolerance):
+            rise = _rise(loss, least)
+            if cost_rose(rise, 1.0, tolerance := self.defense.cost_tolerance):
                 assert tolerance is not None
-                tripped = CostGuardTripped(loss / least, tolerance, state.iteration)
+                tripped = CostGuardTripped(rise, tolerance, state.iteration)
                 return replace(state, stop=WarmupStop.COST_GUARD), [tripped]
             return replace(state, stop=reason), []
         return replace(state, theta=theta, sums=sums, stop=reason), []
@@ -336,6 +344,11 @@ class Warmup:
 def _warmup(state: FitState) -> WarmupState:
     assert state.warmup is not None
     return state.warmup
+
+
+def _rise(loss: float, best: float) -> float:
+    """The ratio of two losses; those at rounding level are equal."""
+    return max(loss, _EPS**2) / max(best, _EPS**2)
 
 
 def _room(state: FitState, theta: Floats) -> tuple[Floats, Floats] | None:
