@@ -215,7 +215,7 @@ CASES: dict[str, Case] = {
     "regularization_factor": Case(0.1, ("popt",), redundant),
     "cg_max_iterations": Case(1, ("path", "passes"), base=CG),
     "cg_relative_tolerance": Case(0.9, ("path", "passes"), base=CG),
-    "cg_absolute_tolerance": Case(10.0, ("path", "passes"), base=CG),
+    "cg_absolute_tolerance": Case(0.01, ("path", "passes"), base=CG),
     "cg_param_threshold": Case(2, ("path", "passes")),
     "enable_group_variance_regularization": Case(PENALTY, ("popt", "path")),
     "group_variance_lambda": Case(1.0, ("popt", "path"), base=PENALTY),
