@@ -74,7 +74,8 @@ class HybridStreamingConfig(Named):
     warmup_lr_refinement : float
         The same from a good start; at most `warmup_lr_careful` while the layer is on.
     gradient_clip_value : float, optional
-        Largest norm of the gradient that a direction of the warm-up is made from; None: no limit.
+        Largest norm of the gradient that a direction of the warm-up is made from, in normalised
+        parameters and units of the variance of y; None: no limit.
     enable_warm_start_detection : bool
         Layer 1: whether the warm-up is skipped from a very good start.
     warm_start_threshold : float

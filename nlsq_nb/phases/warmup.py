@@ -65,7 +65,7 @@ class Warmup:
     line_search : str
         A key of `SEARCHES`.
     gradient_clip : float or None
-        Longest gradient, in the units of the loss, that makes a direction.
+        Longest gradient, in `unit`, that makes a direction.
     ridge : float
         Relative ridge where the system of the linear parameters is numerically singular.
     order : int
