@@ -292,7 +292,7 @@ def estimate_norms(matvec: Product, start: Floats, used: Mask) -> Floats:
         from a good guess, 8 and two for each halving of the wrong exponents from a bad one, at
         most 24. The signs are always the same.
     """
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], len(start))
+    signs = np.random.default_rng(0).choice(np.array([-1.0, 1.0]), len(start))
     norms = np.where(used, start, 0.0)
     for _ in range(_ROUNDS):
         rows, _ = _probe(matvec, norms, signs, _COARSE)
