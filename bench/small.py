@@ -1,70 +1,80 @@
 """Small fits, kernel already compiled: what the four phases and the whole call take, against SciPy."""
 
-import argparse
-import os
-import platform
+from __future__ import annotations
+
+import math
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
-import numba
 import numpy as np
-import scipy
+from common import Floor, Report, arguments, cores, environment
+from problems import DECAY
 from scipy import optimize
 
-import nlsq_nb
-from nlsq_nb import Model, curve_fit
+from nlsq_nb import curve_fit
 
 STARTS = ((5.1, 0.505, 0.99), (4.5, 0.45, 1.1), (6.0, 0.4, 1.3), (1.0, 0.1, 5.0), (10.0, 0.1, 5.0))
 PHASES = ("normalization_setup", "lbfgs_warmup", "gauss_newton", "denormalization_covariance")
+FLOOR = 1.5  # times as fast as scipy from the poor start (1, .1, 5)
 
 
-def values(x, a, b, c):
+def function(x: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
     return a * np.exp(-b * x) + c
 
 
-def jacobian(x, a, b, c):
+def jacobian(x: np.ndarray, a: float, b: float, c: float) -> np.ndarray:
     e = np.exp(-b * x)
     return np.stack([e, -a * x * e, np.ones_like(x)], axis=1)
 
 
-def timed(work):
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     found = work()
     return found, 1e3 * (time.perf_counter() - start)
 
 
-def measure(model, x, y, p0):
+def measure(model: Any, x: np.ndarray, y: np.ndarray, p0: tuple[float, ...]) -> dict[str, float]:
     """Milliseconds of each phase, their sum, our call and SciPy's, and our passes."""
     result, ours = timed(lambda: curve_fit(model, x, y, p0=p0))
-    (popt, _), scipys = timed(lambda: optimize.curve_fit(values, x, y, p0=p0, jac=jacobian, method="lm"))
+    (popt, _), scipys = timed(lambda: optimize.curve_fit(function, x, y, p0=p0, jac=jacobian, method="lm"))
     assert np.allclose(popt, result.popt, rtol=1e-5), "the two ended in different places"
-    phases = [1e3 * result.streaming_diagnostics["phase_timings"][name] for name in PHASES]
-    return [*phases, sum(phases), ours, scipys, result.nfev]
+    timings = result.streaming_diagnostics["phase_timings"]
+    phases = {name: 1e3 * timings.get(name, math.nan) for name in PHASES}
+    whole = math.fsum(value for value in phases.values() if not math.isnan(value))
+    return {"passes": result.nfev, **phases, "phases": whole, "call": ours, "scipy": scipys, "ratio": scipys / ours}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeat", type=int, default=200, help="fits per start")
-    parser.add_argument("--n", type=int, default=500, help="points")
-    options = parser.parse_args()
+def main() -> None:
+    options = arguments(__doc__, 200, n=500).parse_args()
+    if options.short:
+        options.repeat = 5
+    # the data of the documented anchors
     x = np.linspace(0, 10, options.n)
-    y = values(x, 5.0, 0.5, 1.0) + np.random.RandomState(42).normal(0, 0.1, options.n)
-    model = Model("a*exp(-b*x) + c")
+    y = function(x, *DECAY.truth) + np.random.RandomState(42).normal(0, 0.1, options.n)
+    model = DECAY.model
     measure(model, x, y, STARTS[0])  # compiles, or loads what an earlier process compiled
     rounds = [[measure(model, x, y, p0) for p0 in STARTS] for _ in range(options.repeat)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"exponential, n = {options.n}, p = 3, {x.dtype}, default configuration, {cores} threads")
-    print(
-        f"nlsq_nb {nlsq_nb.__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"SciPy {scipy.__version__}, Numba {numba.__version__}, {platform.machine()}"
+    facts = (f"{DECAY.name}, n = {options.n}, p = 3", "float64", "default configuration", f"{cores()} threads")
+    report = Report("small.py", environment(options, *facts))
+    report.remarks.append(f"median milliseconds of {options.repeat} fits; scipy: lm with the same derivatives")
+    rows = report.rows["small"] = [
+        {"p0": p0, **{key: statistics.median(turn[key] for turn in turns) for key in turns[0]}}
+        for p0, turns in zip(STARTS, zip(*rounds, strict=True), strict=True)
+    ]
+    heads = ("p0", "passes", "setup", "warm-up", "GN", "cov", "four phases", "call", "scipy", "scipy/call")
+    cells = (
+        [", ".join(map(str, row["p0"])), f"{row['passes']:.0f}"]
+        + [f"{row[key]:.2f}" for key in (*PHASES, "phases", "call", "scipy")]
+        + [f"{row['ratio']:.2f}×"]
+        for row in rows
     )
-    print(f"median milliseconds of {options.repeat} fits; scipy: curve_fit with lm and the same derivatives")
-    heads = ("setup", "warm-up", "GN", "cov", "phases", "call", "scipy")
-    print(f"{'p0':>18} {'passes':>6} " + " ".join(f"{head:>7}" for head in heads) + "  scipy/call")
-    for p0, rows in zip(STARTS, zip(*rounds, strict=True), strict=True):
-        *times, passes = (statistics.median(column) for column in zip(*rows, strict=True))
-        cells = " ".join(f"{value:>7.3f}" for value in times)
-        print(f"{', '.join(map(str, p0)):>18} {passes:>6.0f} {cells} {times[-1] / times[-2]:>10.2f}x")
+    report.table("small", heads, cells)
+    poor = next(row for row in rows if row["p0"] == DECAY.starts[0])
+    what = f"whole fit, n = {options.n}, in one process with scipy lm"
+    report.floors = [Floor(what, ">=", FLOOR, poor["ratio"], "×")]
+    report.finish(options)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = [
     "CostGuardTripped",
     "Event",
@@ -14,9 +17,14 @@ __all__ = [
     "PassProgress",
     "PhaseDone",
     "PhaseStarted",
+    "RoundPlayed",
+    "StartChosen",
+    "StartFitted",
+    "StartsDrawn",
     "StepClipped",
     "StepDone",
     "StepModeChosen",
+    "StepsClipped",
     "WarmStartDetected",
     "WarmupStarted",
     "WarmupStepDone",
@@ -207,6 +215,22 @@ class StepClipped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class StepsClipped(Event):
+    """Steps that layer 4 shortened in a warm-up that ran without being watched.
+
+    Attributes
+    ----------
+    original_norms : tuple of float
+        Their lengths, in order, in normalised parameters.
+    max_norm : float
+        The longest step allowed.
+    """
+
+    original_norms: tuple[float, ...]
+    max_norm: float
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryFilled(Event):
     """The L-BFGS memory is full for the first time.
 
@@ -261,3 +285,87 @@ class WarmupStepDone(Event):
     grad_norm: float
     step_norm: float
     theta: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartsDrawn(Event):
+    """Several starts are about to compete.
+
+    Attributes
+    ----------
+    points : ndarray, shape (n, p)
+        The candidates, physical units; row 0 is p0.
+    rounds : int
+        Largest number of rounds.
+    """
+
+    points: NDArray[np.float64]
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlayed(Event):
+    """A round of the tournament is over.
+
+    Attributes
+    ----------
+    number, limit : int
+        Counts rounds from 1, and the largest number of them.
+    best : int
+        Candidate that leads, as a row of the points drawn.
+    losses : ndarray, shape (n,)
+        Mean loss of each candidate so far; inf where it is not finite.
+    survivors : tuple of int
+        Candidates that are left, in rising order.
+    """
+
+    number: int
+    limit: int
+    best: int
+    losses: NDArray[np.float64]
+    survivors: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartFitted(Event):
+    """A short fit from one of the best starts has ended.
+
+    Attributes
+    ----------
+    number, limit : int
+        Counts short fits from 1, and how many there are.
+    candidate : int
+        The start.
+    sse : float
+        Where it ended; an estimate for all data when they are sampled, inf where there is none.
+    iterations : int
+        Trials of the short fit.
+    reason : str
+        Why it ended.
+    theta : tuple of float
+        Where it ended, physical units.
+    """
+
+    number: int
+    limit: int
+    candidate: int
+    sse: float
+    iterations: int
+    reason: str
+    theta: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartChosen(Event):
+    """The fit begins where the short fit from a start ended.
+
+    Attributes
+    ----------
+    candidate : int
+        The start; 0 is p0.
+    given_sse : float
+        Σ w r² of all data at p0; inf where the model is not finite.
+    """
+
+    candidate: int
+    given_sse: float

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from nlsq_nb.compiled import advance
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.errors import ConfigError, DataError
 from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted
-from nlsq_nb.models.symbolic import Model
+from nlsq_nb.multistart import best_start
+from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.callback import CallbackObserver
-from nlsq_nb.observe.history import PhaseHistory
+from nlsq_nb.observe.checkpoint import CheckpointWriter
 from nlsq_nb.observe.progress import ProgressLog
-from nlsq_nb.observe.telemetry import (
-    DefenseLayerTelemetry,
-    TelemetryObserver,
-    get_defense_telemetry,
-)
+from nlsq_nb.observe.recording import TelemetryObserver
+from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
 from nlsq_nb.outcome import named, result_of, warn_of
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.finalize import Outcome, finalize
@@ -30,48 +27,37 @@ from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.plan import is_matrix_free, newton_phase, objective_over, penalty_of, warmup_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase
+from nlsq_nb.record import FitRecord
 from nlsq_nb.result import FitResult
-from nlsq_nb.resuming import resume, writer_for
+from nlsq_nb.resuming import WatchedPhase, beside, resume, writer_for
 from nlsq_nb.scan import DataSummary, require_rowwise, summarize
 from nlsq_nb.sources.retrying import RetryingSource
-from nlsq_nb.starting import best_start
 
-__all__ = ["Fit", "FitRecord"]
+__all__ = ["Fit"]
 
-Floats = NDArray[np.float64]
 _DENSE = 5000  # parameters up to which a covariance, and the pass for it, are affordable
 
 
-@dataclass(slots=True)
-class FitRecord:
-    """How a fit stands, or stood at its end; holds no data.
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What phases 1 to 3 work with, once phase 0 has seen the data.
 
     Attributes
     ----------
-    model : Model
-        What is fitted.
-    history : PhaseHistory
-        Phases so far.
-    state : FitState or None
-        The latest state; None before the first.
-    unit : float
-        The sse of a loss of 1 in the warm-up.
+    objective : DataObjective
+        Over all rows.
+    summary : DataSummary
+        Counts and moments of the data.
+    writer : CheckpointWriter or None
+        Keeps checkpoints; None without a folder.
+    at : int
+        The phase that a resumed fit goes on in; 0 for any other.
     """
 
-    model: Model
-    history: PhaseHistory = field(default_factory=PhaseHistory)
-    state: FitState | None = None
-    unit: float = math.nan
-
-    def best(self) -> tuple[Floats | None, float]:
-        """The best point so far, (p,), and its sse; None and inf before the first pass."""
-        state = self.state
-        if state is None:
-            return None, math.inf
-        if self.history.current == 1 and state.warmup is not None:
-            point = state.warmup.best
-            return point.theta + point.change, point.loss * self.unit
-        return state.theta.copy(), math.inf if state.sums is None else state.sums.sse
+    objective: DataObjective
+    summary: DataSummary
+    writer: CheckpointWriter | None
+    at: int
 
 
 class Fit:
@@ -123,6 +109,7 @@ class Fit:
             TelemetryObserver(self._telemetry, get_defense_telemetry()),
             ProgressLog(report.log_every, report.verbose),
         ]
+        self._is_watched = callback is not None
         if callback is not None:
             self._observers.append(CallbackObserver(callback, report.callback_every))
 
@@ -144,29 +131,33 @@ class Fit:
         # overflow shows as a non-finite trial, which is rejected, not as a warning
         with np.errstate(all="ignore"):
             resumed = resume(self._problem, self._options)
-            self._writer = writer_for(self._problem, self._options, self._extra)
+            writer = writer_for(self._problem, self._options)
             summary, state = self._prepare()
-            objective = self._objective = objective_over(
+            objective = objective_over(
                 self._problem, self._options, self._backend, summary.weight, self._emit
             )
             if resumed is not None:
                 state, objective.passes = resumed.state, resumed.passes
-                self.record.history.entries += resumed.history
+                self.record.history.entries += resumed.history.entries
+                self.record.history.multistart = resumed.history.multistart
+                self._telemetry.restore(resumed.telemetry.to_dict())
             elif self._options.multistart.enabled:
-                state = best_start(self._problem, self._options, self._backend, state, objective)
+                self.record.see(state)
+                given = (self._problem, self._options, self._backend, state, objective)
+                state = best_start(*given, self._emit, self.record.see)
             at = 0 if resumed is None else resumed.phase
-            state = self._warm(state, summary, at)
-            state = self._newton(state, at)
-            outcome, summary = self._finalize(state, summary)
+            means = _Means(objective, summary, writer, at)
+            state = self._newton(self._warm(state, means), means)
+            outcome, summary = self._finalize(state, means)
         warn_of(self._problem.model, outcome, depth=4)
-        return self._result(outcome, summary)
+        return self._result(outcome, summary, means)
 
     # -- the phases --------------------------------------------------------------------------
     def _prepare(self) -> tuple[DataSummary, FitState]:
         """Phase 0."""
         model, source = self._problem.model, self._source
         self._emit(PhaseStarted(0, "normalization_setup"))
-        summary = summarize(source, model.x, self._options.data.validate)
+        summary = summarize(source, model.x, self._options.data.validate, self._backend)
         state = self._setup(summary)
         require_rowwise(model.program, source, self._problem.p0)
         self._done(0, "normalization_setup", state, {
@@ -203,36 +194,40 @@ class Fit:
             )
         return state
 
-    def _warm(self, state: FitState, summary: DataSummary, at: int) -> FitState:
+    def _warm(self, state: FitState, means: _Means) -> FitState:
         """Phase 1, or its empty record."""
         self._emit(PhaseStarted(1, "lbfgs_warmup"))
-        if at > 1:  # a resumed fit knows what it found
+        if means.at > 1:  # a resumed fit knows what it found
+            return state
+        if means.at == 0 and state.stop is not None:
+            self._done(1, "lbfgs_warmup", state, {}, "left out: the fit was stopped before")
             return state
         if not self._warms_up:
             self._done(1, "lbfgs_warmup", state, {}, "left out: this method begins with phase 2")
             return state
-        phase = warmup_phase(self._options, summary, self._problem.model.n_params)
-        self.record.unit = phase.unit * summary.weight
-        state = self._drive(1, phase, state, resumed=at == 1)
+        phase = warmup_phase(self._options, means.summary, self._problem.model.n_params)
+        self.record.unit = phase.unit * means.summary.weight
+        state = self._drive(1, phase, state, means, resumed=means.at == 1)
         self._done(1, "lbfgs_warmup", state, _warmup_found(state, phase.unit))
         return state
 
-    def _newton(self, state: FitState, at: int) -> FitState:
+    def _newton(self, state: FitState, means: _Means) -> FitState:
         """Phase 2; from p0 again where the warm-up's point led to something worse than p0."""
         self._emit(PhaseStarted(2, "gauss_newton"))
-        objective = self._objective
+        objective = means.objective
         if state.stop in (StopReason.CALLBACK, StopReason.INTERRUPTED):
-            state = self._stopped(state)
+            state = _stopped(state, objective)
         else:
             revision = objective.revision
             newton = newton_phase(self._options, self._problem.model.n_params)
-            state = self._drive(2, newton, state, resumed=at == 2)
+            state = self._drive(2, newton, state, means, resumed=means.at == 2)
             assert state.sums is not None
             assert state.first is not None
             worse = state.sums.sse > state.first_sse and revision == objective.revision
             if worse and not np.array_equal(state.theta, state.first):
-                state = self._drive(2, newton, restart(state, state.first))
-        self.record.state, sums = state, state.sums
+                state = self._drive(2, newton, restart(state, state.first), means)
+        self.record.see(state)
+        sums = state.sums
         assert sums is not None
         self._done(2, "gauss_newton", state, {
             "sse": sums.sse,
@@ -242,23 +237,15 @@ class Fit:
         })
         return state
 
-    def _stopped(self, state: FitState) -> FitState:
-        """The best point of a fit that was stopped in its warm-up, measured on all data."""
-        sums = state.sums or self._objective(state.theta, 2)
-        if sums.sse > state.first_sse and state.first is not None:  # better on the sample only
-            state = replace(state, theta=state.first)
-            sums = self._objective(state.theta, 2)
-        return replace(state, sums=sums, iteration=0)
-
-    def _finalize(self, state: FitState, summary: DataSummary) -> tuple[Outcome, DataSummary]:
+    def _finalize(self, state: FitState, means: _Means) -> tuple[Outcome, DataSummary]:
         """Phase 3."""
         self._emit(PhaseStarted(3, "denormalization_covariance"))
-        source = self._source
-        if self._objective.revision > 0:  # moments of y under the weights that the fit ended with
-            summary = summarize(source, self._problem.model.x, check=False)
+        source, objective, summary = self._source, means.objective, means.summary
+        if objective.revision > 0:  # moments of y under the weights that the fit ended with
+            summary = summarize(source, self._problem.model.x, check=False, backend=self._backend)
         assert state.sums is not None
         if state.sums.order < 2 and len(state.theta) <= _DENSE:
-            state = replace(state, sums=self._objective(state.theta, 2))
+            state = replace(state, sums=objective(state.theta, 2))
         penalty = penalty_of(self._options, source.n_rows)
         added = 0.0 if penalty is None else penalty(state.theta).sse
         outcome = finalize(state, summary.n_residuals, self._problem.absolute_sigma, added)
@@ -272,28 +259,41 @@ class Fit:
         return outcome, summary
 
     def _drive(
-        self, number: int, phase: Phase[FitState], state: FitState, *, resumed: bool = False
+        self,
+        number: int,
+        phase: Phase[FitState],
+        state: FitState,
+        means: _Means,
+        *,
+        resumed: bool = False,
     ) -> FitState:
         """Run an iterative phase, keeping its states in view and in checkpoints."""
-        self.record.state = state
+        objective, writer, watched = means.objective, means.writer, WatchedPhase(phase)
+        self.record.see(state)
         self._emit(FirstPassStarted(self._source.n_chunks, self._source.n_rows))
+        # who looks at every step, or keeps it, needs Python between the passes
+        if writer is None and not self._is_watched and not resumed:
+            ended = advance(phase, state, objective, self._options.report.verbose > 0)
+            if ended is not None:
+                state, events = ended
+                for event in events:
+                    self._emit(event)
+                self.record.see(state)
+                return state
 
         def keep(latest: FitState) -> None:
-            self.record.state = latest
-            if self._writer is not None:
-                self._writer(number, latest)
+            self.record.see(latest)
+            if writer is not None:
+                known = (objective.passes, self.record.history, self._telemetry, watched.events)
+                writer(number, latest, beside(*known))
 
         try:
-            end = run(phase, state, self._objective, self._emit, save=keep, resumed=resumed)
+            end = run(watched, state, objective, self._emit, save=keep, resumed=resumed)
         finally:
-            if self._writer is not None:
-                self._writer.flush()
-        self.record.state = end
+            if writer is not None:
+                writer.flush()
+        self.record.see(end)
         return end
-
-    def _extra(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the state."""
-        return {"passes": self._objective.passes, "history": self.record.history.entries[1:]}
 
     def _emit(self, event: Event) -> None:
         for observer in self._observers:
@@ -306,17 +306,26 @@ class Fit:
         steps = state.iteration if number in (1, 2) else 0
         self._emit(PhaseDone(number, name, reason, steps, found))
 
-    def _result(self, outcome: Outcome, summary: DataSummary) -> FitResult:
-        failed = None if self._writer is None else self._writer.failure
+    def _result(self, outcome: Outcome, summary: DataSummary, means: _Means) -> FitResult:
+        failed = None if means.writer is None else means.writer.failure
         return result_of(
             self._problem,
             self._source,
             outcome,
             summary,
-            self._objective,
+            means.objective,
             (self.record.history, self._telemetry, self._backend.name),
             [f"the last checkpoint was not written: {failed}"] if failed else [],
         )
+
+
+def _stopped(state: FitState, objective: DataObjective) -> FitState:
+    """The best point of a fit that was stopped before phase 2, measured on all data."""
+    sums = state.sums or objective(state.theta, 2)
+    if sums.sse > state.first_sse and state.first is not None:  # better on the sample only
+        state = replace(state, theta=state.first)
+        sums = objective(state.theta, 2)
+    return replace(state, sums=sums, iteration=0)
 
 
 def _warmup_found(state: FitState, unit: float) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.chunk import Resident
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.protocols import Engine, Source
 from nlsq_nb.sources.weights import total_weight
@@ -106,6 +107,16 @@ class DataObjective:
             self._explain(theta)
         self.passes += 1
         return sums
+
+    def resident(self) -> Resident | None:
+        """The rows and their kernel for native code that makes many passes.
+
+        Returns
+        -------
+        Resident or None
+            None where there is no such way, or something is added to the sums of the data.
+        """
+        return None if self._penalty is not None else self._engine.resident()
 
     def matvec(self, theta: Floats, v: Floats) -> Floats:
         """One pass over the data; see `Objective.matvec`."""

@@ -11,11 +11,12 @@ from nlsq_nb.arguments import read_call
 from nlsq_nb.backends import get_backend
 from nlsq_nb.config.flat import HybridStreamingConfig, config_from
 from nlsq_nb.core.normalize import ParameterNormalizer
-from nlsq_nb.fitting import Fit, FitRecord
+from nlsq_nb.fitting import Fit
 from nlsq_nb.models.wrapper import NormalizedModelWrapper
 from nlsq_nb.observe.history import TITLES
 from nlsq_nb.phases.state import FitState
 from nlsq_nb.problem import read_problem
+from nlsq_nb.record import FitRecord
 from nlsq_nb.result import FitResult
 from nlsq_nb.sources.weights import GroupWeights
 

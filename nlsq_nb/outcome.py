@@ -84,6 +84,7 @@ def result_of(
             "phase_iterations": history.iterations,
             "phase_history": history.entries,
             "total_time": history.total_time,
+            "multistart": history.multistart,
             "warmup_diagnostics": history.found("lbfgs_warmup"),
             "gauss_newton_diagnostics": history.found("gauss_newton"),
             "data_passes": objective.passes,

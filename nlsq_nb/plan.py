@@ -14,10 +14,11 @@ from nlsq_nb.config.groups import (
     DEFAULT_RATE_REFINEMENT,
     Groups,
 )
-from nlsq_nb.core.penalties import group_variance
+from nlsq_nb.core.penalties import group_variance, largest_strength
 from nlsq_nb.core.sampling import stratified_rows
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.engines.local import LocalEngine
+from nlsq_nb.errors import ConfigError
 from nlsq_nb.events import PassProgress
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.conjugate_gradient import ConjugateGradient
@@ -28,14 +29,15 @@ from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase, Source
-from nlsq_nb.scan import DataSummary, require_finite
+from nlsq_nb.scan import DataSummary, curvature_at, require_finite
 from nlsq_nb.sources.sample import batches, sample
 
 __all__ = ["batch_objectives", "is_matrix_free", "newton_phase", "objective_over", "penalty_of", "warmup_phase"]
 
 Floats = NDArray[np.float64]
-_SAMPLE = 100_000  # rows up to which the warm-up sees all data
-_SAMPLE_PER_PARAMETER = 1000
+_WHOLE = 100_000  # rows up to which the warm-up sees all data
+_SAMPLE = 16_384  # rows of which it sees a sample of more
+_ROWS_PER_PARAMETER = 1000
 _BATCH = 256  # least rows of a batch of the tournament
 _BATCH_PER_PARAMETER = 16
 
@@ -72,19 +74,18 @@ def warmup_phase(options: Groups, summary: DataSummary, n_params: int) -> Warmup
         cost_tolerance=o.cost_tolerance if o.guards_cost else None,
         max_step=o.max_step if o.clips_steps else None,
     )
-    w, variance = options.warmup, summary.spread / summary.weight
-    # constant y has a size instead
-    unit = variance or summary.signal / summary.weight or 1.0
+    w = options.warmup
     return Warmup(
         switching=Switching(w.iterations, w.max_iterations, w.plateau, w.gradient, w.criteria),
         defense=defense,
-        variance=variance,
+        variance=summary.spread / summary.weight,
         memory=w.memory,
         line_search=w.line_search,
         gradient_clip=w.gradient_clip,
         ridge=options.gauss_newton.ridge,
-        unit=unit,
+        mean_square=summary.signal / summary.weight,
         order=1 if is_matrix_free(options, n_params) else 2,
+        refine=newton_phase(options, n_params),
     )
 
 
@@ -162,8 +163,14 @@ def objective_over(
     -------
     DataObjective
         Its sample is gathered when it is first asked for.
+
+    Raises
+    ------
+    ConfigError
+        When λ is so large that float64 loses the data beside it.
     """
     source = problem.source
+    _require_carried(problem, options)
     rows = _sample_rows(problem, options)
     if source.n_rows <= rows:
         return _over(problem, source, options, backend, emit, weight=weight)
@@ -173,6 +180,21 @@ def objective_over(
         return _over(problem, sample(source, ranges), options, backend, emit)
 
     return _over(problem, source, options, backend, emit, weight=weight, sample=part)
+
+
+def _require_carried(problem: Problem, options: Groups) -> None:
+    """Refuse a penalty that leaves nothing of the data in the sums."""
+    o = options.penalty
+    if not o.group_variance:
+        return
+    known = curvature_at(problem.model.program, problem.source, problem.p0)
+    limit = largest_strength(known, o.groups or ()) if np.isfinite(known).all() else np.inf
+    if o.strength > limit:
+        raise ConfigError(
+            f"group_variance_lambda={o.strength:g} is more than float64 can carry beside these data; "
+            f"use at most {0.99 * limit:.3g}, which makes the members of a group equal to some "
+            "ten digits"
+        )
 
 
 def batch_objectives(
@@ -197,7 +219,7 @@ def batch_objectives(
         At least one.
     """
     source = problem.source
-    rows = min(source.n_rows, _sample_rows(problem, options))
+    rows = min(source.n_rows, max(_WHOLE, _sample_rows(problem, options)))
     ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
     least = max(_BATCH, _BATCH_PER_PARAMETER * problem.model.n_params)
     parts = batches(sample(source, ranges), max(1, min(wanted, rows // least)))
@@ -205,10 +227,12 @@ def batch_objectives(
 
 
 def _sample_rows(problem: Problem, options: Groups) -> int:
-    o = options.warmup
-    if o.sample_size == "auto":
-        return max(_SAMPLE, _SAMPLE_PER_PARAMETER * problem.model.n_params)
-    return int(o.sample_size)
+    """Rows that the warm-up sees: all, or as many as settle the parameters to a few errors of all data."""
+    o, n, p = options.warmup, problem.source.n_rows, problem.model.n_params
+    if o.sample_size != "auto":
+        return min(n, int(o.sample_size))
+    least = _ROWS_PER_PARAMETER * p
+    return n if n <= max(_WHOLE, least) else max(_SAMPLE, least)
 
 
 def _over(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.codegen.ir import AnyProgram
-from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.events import Event
 
@@ -54,6 +54,9 @@ class Backend(Protocol):
     def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over the chunk, for many parameters."""
 
+    def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
+        """The chunk and the kernel's sums where native code finds them; None where there are none."""
+
     def release(self) -> None:
         """Free threads and buffers; a later use makes them anew."""
 
@@ -92,6 +95,9 @@ class Engine(Protocol):
 
     def matvec(self, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over all rows."""
+
+    def resident(self) -> Resident | None:
+        """All rows for native code, where they are few enough for one thread."""
 
 
 class Objective(Protocol):

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.errors import ModelError
+from nlsq_nb.errors import CheckpointError, ModelError
+from nlsq_nb.events import Event
 from nlsq_nb.observe.checkpoint import CheckpointWriter
 from nlsq_nb.observe.checkpoint_file import read
 from nlsq_nb.observe.checkpoint_tree import from_tree
+from nlsq_nb.observe.history import PhaseHistory
+from nlsq_nb.observe.recording import with_events
+from nlsq_nb.observe.telemetry import DefenseLayerTelemetry
 from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupState, WarmupStop
 from nlsq_nb.problem import Problem
+from nlsq_nb.protocols import Objective, Phase
 
-__all__ = ["Resumed", "resume", "writer_for"]
+__all__ = ["Resumed", "WatchedPhase", "beside", "resume", "writer_for"]
 
 _CLASSES = (
     FitState,
@@ -43,19 +47,89 @@ class Resumed:
         After the last complete step.
     passes : int
         Passes over the data before.
-    history : list of dict
-        Entries of `phase_history` of the phases that were done.
+    history : PhaseHistory
+        With the phases after phase 0 that were done, and what became of several starts.
+    telemetry : DefenseLayerTelemetry
+        Of this fit until then.
     """
 
     phase: int
     state: FitState
     passes: int
-    history: list[dict[str, Any]]
+    history: PhaseHistory
+    telemetry: DefenseLayerTelemetry
 
 
-def writer_for(
-    problem: Problem, options: Groups, extra: Callable[[], dict[str, Any]]
-) -> CheckpointWriter | None:
+class WatchedPhase:
+    """A phase whose last events are known before anybody is told of them.
+
+    A checkpoint is written before the events of its step are told, so that it is never behind a
+    callback that kills the fit; what it counts must have them all the same.
+
+    Parameters
+    ----------
+    phase : Phase
+        Runs as it is.
+
+    Attributes
+    ----------
+    events : list of Event
+        Of the last `init` or `step`.
+    """
+
+    def __init__(self, phase: Phase[FitState]) -> None:
+        self._phase = phase
+        self.events: list[Event] = []
+
+    def init(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
+        """The first state of the phase."""
+        state, self.events = self._phase.init(state, objective)
+        return state, self.events
+
+    def stop(self, state: FitState) -> Any:
+        """Why the phase is over, or None."""
+        return self._phase.stop(state)
+
+    def best(self, state: FitState) -> FitState:
+        """The phase's state at its best point."""
+        return self._phase.best(state)
+
+    def step(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
+        """The phase's next state."""
+        state, self.events = self._phase.step(state, objective)
+        return state, self.events
+
+
+def beside(
+    passes: int, history: PhaseHistory, telemetry: DefenseLayerTelemetry, coming: list[Event]
+) -> dict[str, Any]:
+    """What a checkpoint holds beside the state.
+
+    Parameters
+    ----------
+    passes : int
+        Passes over the data so far.
+    history : PhaseHistory
+        The phases so far.
+    telemetry : DefenseLayerTelemetry
+        Of this fit.
+    coming : list of Event
+        Those of the state's own step, which `telemetry` has not been told of yet.
+
+    Returns
+    -------
+    dict
+        Plain values and arrays.
+    """
+    return {
+        "passes": passes,
+        "history": history.entries[1:],
+        "multistart": history.multistart,
+        "telemetry": with_events(telemetry, coming).to_dict(),
+    }
+
+
+def writer_for(problem: Problem, options: Groups) -> CheckpointWriter | None:
     """The writer of a fit's checkpoints.
 
     Parameters
@@ -64,8 +138,6 @@ def writer_for(
         What is fitted.
     options : Groups
         Validated options.
-    extra : callable
-        Gives what is kept beside the state.
 
     Returns
     -------
@@ -80,7 +152,7 @@ def writer_for(
     o = options.checkpoint
     if not o.enabled or o.folder is None:
         return None
-    return CheckpointWriter(o.folder, o.every, _fingerprint(problem, options), _CLASSES, extra)
+    return CheckpointWriter(o.folder, o.every, _fingerprint(problem, options), _CLASSES)
 
 
 def resume(problem: Problem, options: Groups) -> Resumed | None:
@@ -101,15 +173,24 @@ def resume(problem: Problem, options: Groups) -> Resumed | None:
     Raises
     ------
     CheckpointError
-        When it is damaged, or of other data, another model or another configuration.
+        When it is damaged, of another release, or of other data, another model or another
+        configuration.
     """
     o = options.checkpoint
     if o.resume is None:
         return None
     loaded = read(o.resume, _fingerprint(problem, options))
-    extra = loaded.extra
-    state = from_tree(loaded.tree, _CLASSES)
-    return Resumed(loaded.phase, state, int(extra["passes"]), list(extra["history"]))
+    extra, history, telemetry = loaded.extra, PhaseHistory(), DefenseLayerTelemetry()
+    try:
+        history.entries += extra["history"]
+        history.multistart = extra["multistart"]
+        telemetry.restore(extra["telemetry"])
+        passes = int(extra["passes"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{loaded.path} was written by another release ({error!r}); start afresh"
+        ) from error
+    return Resumed(loaded.phase, from_tree(loaded.tree, _CLASSES), passes, history, telemetry)
 
 
 def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:

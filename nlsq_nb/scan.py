@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from numpy.typing import NDArray
 
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
-from nlsq_nb.core.columns import in_blocks
 from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.errors import DataError, ModelError, NumericsError
-from nlsq_nb.protocols import Source
+from nlsq_nb.models.symbolic import Model
+from nlsq_nb.protocols import Backend, Source
 
-__all__ = ["DataSummary", "require_finite", "require_rowwise", "summarize"]
+__all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize"]
 
 Floats = NDArray[np.float64]
+_DERIVATIVES = 1_000_000  # numbers that a look at the derivatives may hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,11 @@ class DataSummary:
     weight: float
 
 
-def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSummary:
+def summarize(source: Source, variables: Sequence[str], check: bool, backend: Backend) -> DataSummary:
     """Scan the data once.
+
+    The moments of y are the sums of the model f = c, taken at c = the first y: that is near enough to
+    the mean for Σ w (y − mean)² = S₂ − S₁²/S₀ to keep its digits, and exactly zero for constant y.
 
     Parameters
     ----------
@@ -59,6 +65,8 @@ def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSumm
         Names of the independent variables, for messages.
     check : bool
         Whether non-finite values are refused.
+    backend : Backend
+        Where the sums are computed.
 
     Returns
     -------
@@ -70,57 +78,33 @@ def summarize(source: Source, variables: Sequence[str], check: bool) -> DataSumm
     DataError
         Names the column and the first row with a non-finite value.
     """
-    rows = residuals = 0
-    moments = _Moments()
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
+    into, kernel, theta, outputs = Accumulator(1, 2), None, np.zeros(1), 1
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
+            if kernel is None:
+                first, outputs = float(chunk.y[0][0]), len(chunk.y)
+                kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
+                theta[0] = first if math.isfinite(first) else 0.0
             if check:
                 for label, column in zip(labels, chunk.x, strict=True):
                     _require_finite_column(label, column, chunk.start)
-            for k, y in enumerate(chunk.y):
-                moments.add(y, None if chunk.w is None else chunk.w[k])
-                residuals += len(y)
-            rows += chunk.n_rows
-        if check and not math.isfinite(moments.signal):
+            backend.reduce(kernel, backend.put(chunk, source.dtype), theta, 2, into)
+        sums = into.result()
+        c, apart, weight = float(theta[0]), float(sums.jtr[0]), float(sums.jtj[0, 0])
+        signal = sums.sse + 2.0 * c * apart + c * c * weight
+        if check and not math.isfinite(signal):
             _require_finite_outputs(source)
-        if moments.signal < sys.float_info.min and any(y.any() for c in source.chunks() for y in c.y):
+        if signal < sys.float_info.min and any(y.any() for part in source.chunks() for y in part.y):
             raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
-    return DataSummary(rows, residuals, moments.signal, moments.spread, moments.weight)
+    spread = max(sums.sse - apart * (apart / weight), 0.0)
+    return DataSummary(sums.n_rows, sums.n_rows * outputs, signal, spread, weight)
 
 
-class _Moments:
-    """Σ w, Σ w y² and Σ w (y − mean)², merged block by block so that chunks do not show in the bits."""
-
-    def __init__(self) -> None:
-        self.signal = self.spread = 0.0
-        self.weight = self._mean = 0.0
-
-    def add(self, y: NDArray[Any], w: NDArray[Any] | None) -> None:
-        """Take the rows of a chunk, which starts on a block boundary."""
-        if w is None:
-            for values in in_blocks(y):
-                self._take(values.astype(np.float64, copy=False), None)
-            return
-        for values, weights in zip(in_blocks(y), in_blocks(w), strict=True):
-            self._take(
-                values.astype(np.float64, copy=False), weights.astype(np.float64, copy=False)
-            )
-
-    def _take(self, y: Floats, w: Floats | None) -> None:
-        wy = y if w is None else w * y
-        total = np.full(len(y), float(y.shape[1])) if w is None else w.sum(axis=1)
-        mean = wy.sum(axis=1) / total
-        apart = y - mean[:, None]
-        spread = (apart**2 if w is None else w * apart**2).sum(axis=1)
-        signal = (wy * y).sum(axis=1)
-        for n, m, ss, s in zip(*(a.tolist() for a in (total, mean, spread, signal)), strict=True):
-            # merging two groups of rows: Chan, Golub & LeVeque 1983, Am. Stat. 37, 242
-            both = self.weight + n
-            self.spread += ss + (m - self._mean) * (m - self._mean) * self.weight * n / both
-            self._mean += (m - self._mean) * n / both
-            self.weight = both
-            self.signal += s
+@lru_cache(maxsize=16)
+def _constant(n_vars: int, n_outputs: int) -> AnyProgram:
+    """The model f = c of so many variables and outputs."""
+    return Model(["c"] * n_outputs, x=[f"x{k}" for k in range(n_vars)], params=("c",)).program
 
 
 def _require_finite_outputs(source: Source) -> None:
@@ -141,6 +125,39 @@ def _require_finite_column(label: str, column: NDArray[Any], start: int) -> None
             f"{label} contains a non-finite value, {column[row]} at row {start + row}; remove such "
             "rows or pass nan_policy='omit'"
         )
+
+
+def curvature_at(program: AnyProgram, source: Source, theta: Floats) -> Floats:
+    """The mean of w (∂f/∂θ)² over the residuals, or what it is where parameters matter.
+
+    From rows all over the first chunk. A start may be so poor that the model hardly changes with a
+    parameter there; at a better one a change by all of its size makes about all of y.
+
+    Parameters
+    ----------
+    program : AnyProgram
+        The model.
+    source : Source
+        The rows.
+    theta : ndarray, shape (p,)
+        Where.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+        The diagonal of JᵀWJ over the number of residuals, about; not finite where J is not.
+    """
+    chunk = next(iter(source.chunks()))
+    wanted = max(16, _DERIVATIVES // (len(theta) * program.n_outputs))
+    rows = slice(0, None, -(-chunk.n_rows // wanted))
+    columns = tuple(c[rows].astype(np.float64) for c in chunk.x)
+    squares = evaluate(program, "derivatives", columns, theta) ** 2
+    signal = np.stack([y[rows].astype(np.float64) for y in chunk.y]) ** 2
+    if chunk.w is not None:
+        weights = np.stack([w[rows].astype(np.float64) for w in chunk.w])
+        squares, signal = squares * weights[:, None, :], signal * weights
+    size = np.where(theta != 0.0, theta, 1.0)
+    return np.asarray(np.maximum(squares.mean(axis=(0, 2)), signal.mean() / size**2))
 
 
 def require_rowwise(program: AnyProgram, source: Source, theta: Floats) -> None:

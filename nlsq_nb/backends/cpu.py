@@ -6,27 +6,36 @@ import logging
 import os
 import threading
 import types
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.backends.entries import kernel_entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel
+from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
-from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.sums import Accumulator
+from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.layout import sums_size
+from nlsq_nb.core.sums import Accumulator, add_segments
 from nlsq_nb.errors import ModelError
 
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
 Floats = NDArray[np.float64]
+Call = Callable[[int, int, Floats, Floats], None]
+_INLINE = 1e-4  # seconds of work; handing a share to another thread and back takes about half of it
+_SHARES = 16  # per thread: the last one to end keeps the others waiting for 1/32 on average
+_STATES = 1 << 24  # bytes of sums of segments held at a time
+_PER_OPERATION = 1e-10  # seconds of one thread, vectorised
+_CALL = 15  # operations in a transcendental function
 _log = logging.getLogger("nlsq_nb.backends")
 
 
@@ -60,13 +69,22 @@ class CpuKernel:
     _ready: dict[tuple[Any, ...], Callable[..., None]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _operations: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Count what the body of a point computes."""
+        if isinstance(self.program, PointProgram):
+            count = _CALL
+        else:
+            count = sum(_CALL if i.op in ARITY else 1 for i in self.program.body)
+        object.__setattr__(self, "_operations", count)
 
     def module(self, *, weighted: bool) -> types.ModuleType:
         """The generated module for weighted or unweighted residuals."""
         return _module(self.program, weighted=weighted)
 
-    def entry(self, name: str, chunk: Chunk, *rest: Any) -> Callable[..., None]:
-        """An entry point of the generated module, compiled for the chunk's columns.
+    def entry(self, name: str, chunk: Chunk, *rest: Any) -> Call:
+        """An entry point of the generated module, compiled for the chunk's columns and bound to them.
 
         Parameters
         ----------
@@ -75,30 +93,37 @@ class CpuKernel:
         chunk : Chunk
             Gives the types of the columns, and whether there are weights.
         *rest : ndarray
-            Arguments after the columns.
+            The vector v of "matvec".
 
         Returns
         -------
         callable
-            `entry(lo, hi, *rest)` over rows of the chunk.
+            `entry(lo, hi, theta, state)` over rows of the chunk.
         """
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        arrays = (*columns, *rest)
         # all that Numba tells arrays apart by
-        kinds = (name, chunk.w is None, *[(a.dtype, a.ndim, a.flags.num) for a in arrays])
+        kinds = (name, chunk.w is None, *[(a.dtype, a.ndim, a.flags.num) for a in columns])
         function = self._ready.get(kinds)
         if function is None:
-            function = self._ready[kinds] = self._compiled(name, chunk.w is not None, arrays)
-        return lambda lo, hi, *tail: function(lo, hi, *columns, *tail)
+            function = self._ready[kinds] = self._compiled(name, chunk.w is not None, (*columns, *rest))
+        return lambda lo, hi, theta, state: function(lo, hi, *columns, theta, *rest, state)
+
+    def seconds_per_row(self, order: int) -> float:
+        """Roughly what one row of a pass costs one thread; libm and hand-written code cost more."""
+        size = sums_size(self.program.n_params, order)
+        return _PER_OPERATION * (size + self._operations)
 
     def _compiled(
         self, name: str, weighted: bool, arrays: tuple[NDArray[Any], ...]
     ) -> Callable[..., None]:
         """The entry point, called once."""
         module = self.module(weighted=weighted)
+        p = self.program.n_params
+        columns, rest = (arrays[:-1], arrays[-1:]) if name == "matvec" else (arrays, ())
+        size = p if name == "matvec" else sums_size(p, int(name[-1]))
         try:
             # no rows: compiles, or loads from disk, before threads start
-            getattr(module, name)(0, 0, *arrays)
+            getattr(module, name)(0, 0, *columns, np.zeros(p), *rest, np.zeros((2, size)))
         except Exception as error:
             if isinstance(self.program, PointProgram):
                 first = str(error).strip().splitlines()[0]
@@ -171,30 +196,40 @@ class CpuBackend:
         if isinstance(kernel, ReferenceKernel):
             self._numpy.reduce(kernel, chunk, theta, order, into)
             return
+        theta = np.array(theta, dtype=np.float64)  # writable and contiguous, whoever holds it
+        sums = kernel.entry(f"sums{order}", chunk)
         pieces = into.pieces(chunk.n_rows)
-        if len(pieces) == 1:
-            state = into.new_state(first=True)
-            kernel.entry(f"sums{order}", chunk, theta, state)(0, chunk.n_rows, theta, state)
-            into.add(state, chunk.n_rows)
-            return
-        states = [into.new_state(first=index == 0) for index in range(len(pieces))]
-        sums = kernel.entry(f"sums{order}", chunk, theta, into.open)
-
-        def fold(share: slice) -> None:
-            for (lo, hi), state in zip(pieces[share], states[share], strict=True):
-                sums(lo, hi, theta, state)
-
-        self._spread(fold, len(pieces))
-        for (lo, hi), state in zip(pieces, states, strict=True):
-            into.add(state, hi - lo)
+        at_once = max(self.n_threads, _STATES // into.open.nbytes)
+        for begin in range(0, len(pieces), at_once):
+            some = pieces[begin : begin + at_once]
+            states = into.new_state(begin == 0, len(some))
+            rows = some[-1][1] - some[0][0]
+            seconds = rows * kernel.seconds_per_row(order)
+            self._spread(_over(some, sums, theta, states), len(some), seconds)
+            into.add(states, rows)
 
     def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over the chunk; see `Backend.matvec`."""
         if isinstance(kernel, ReferenceKernel):
             return self._numpy.matvec(kernel, chunk, theta, v)
-        state = np.zeros((2, len(theta)))
-        kernel.entry("matvec", chunk, theta, v, state)(0, chunk.n_rows, theta, v, state)
-        return np.asarray(state[0] + state[1])
+        theta, v = (np.array(a, dtype=np.float64) for a in (theta, v))
+        product = kernel.entry("matvec", chunk, v)
+        pieces = Accumulator(1, 0).pieces(chunk.n_rows)
+        states = np.zeros((2 * len(pieces), len(theta)))
+        seconds = chunk.n_rows * kernel.seconds_per_row(1)
+        self._spread(_over(pieces, product, theta, states), len(pieces), seconds)
+        high, low = add_segments(np.zeros(len(theta)), np.zeros(len(theta)), states)
+        return high + low
+
+    def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
+        """The chunk for the phases in native code; see `Backend.resident`."""
+        if not isinstance(kernel, CpuKernel):
+            return None
+        weighted = chunk.w is not None
+        entry = kernel_entry(kernel.program, "sums2", kernel.dtype.name, weighted=weighted)
+        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        table = np.array([c.__array_interface__["data"][0] for c in columns])
+        return Resident(entry.address, table, chunk.n_rows, (entry, columns))
 
     def release(self) -> None:
         """End the threads; see `Backend.release`."""
@@ -203,21 +238,51 @@ class CpuBackend:
         if pool is not None:
             pool.shutdown()
 
-    def _spread(self, work: Callable[[slice], None], count: int) -> None:
-        """Run `work` on the slices of range(count), one per thread; inline for one."""
+    def _spread(self, work: Callable[[int, int], None], count: int, seconds: float) -> None:
+        """Do `work(first, stop)` for all of range(count): in threads if it takes so long that they pay.
+
+        Threads take what is left piece by piece, so that one that is slow does not hold up the rest.
+        """
         threads = min(self.n_threads, count)
-        if threads <= 1:
-            work(slice(0, count))
+        if threads <= 1 or seconds < _INLINE:
+            work(0, count)
             return
-        bounds = np.linspace(0, count, threads + 1).astype(int)
-        shares = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
+        step = -(-count // (threads * _SHARES))
+        waiting = deque(range(0, count, step))
+
+        def run() -> None:
+            while waiting:
+                try:
+                    first = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                work(first, min(first + step, count))
+
+        futures = [self._threads().submit(run) for _ in range(threads - 1)]
+        try:
+            run()
+        finally:
+            waiting.clear()
+            for future in futures:
+                if not future.cancel():
+                    future.result()
+
+    def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
-            pool = self._pool
-        futures = [pool.submit(work, share) for share in shares[1:]]
-        try:
-            work(shares[0])
-        finally:
-            for future in futures:
-                future.result()
+            return self._pool
+
+
+def _over(
+    pieces: list[tuple[int, int]], entry: Call, theta: Floats, states: Floats
+) -> Callable[[int, int], None]:
+    """Fold a range of pieces into their states, in as few calls as the grid allows."""
+
+    def work(first: int, stop: int) -> None:
+        if first == 0 < stop - 1:  # the first may be the rest of a segment: not on the kernel's grid
+            entry(*pieces[0], theta, states[:2])
+            first = 1
+        entry(pieces[first][0], pieces[stop - 1][1], theta, states[2 * first : 2 * stop])
+
+    return work

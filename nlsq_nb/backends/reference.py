@@ -56,6 +56,9 @@ class ReferenceBackend:
                 state[0], state[1] = add_compensated(state[0], state[1], sums)
             into.add(state, hi - lo)
 
+    def resident(self, kernel: ReferenceKernel, chunk: Chunk) -> None:
+        """There is no native code here; see `Backend.resident`."""
+
     def release(self) -> None:
         """Nothing is held; see `Backend.release`."""
 

@@ -11,16 +11,28 @@ __all__ = ["PointBody", "columns", "helpers_of", "indent"]
 
 
 class PointBody:
-    """Statements that compute outputs and derivatives at one point, for one dialect."""
+    """Statements that compute outputs and derivatives at one point, for one dialect.
 
-    def __init__(self, program: Program | PointProgram, target: str, order: int) -> None:
+    Attributes
+    ----------
+    prologue, lines : list of str
+        What is computed once, and what at every point.
+    outputs : tuple of str
+        Operand of each output; empty without `values`.
+    derivatives : tuple of tuple of (str or None)
+        Operand of each derivative, per output; None where it is zero for every point.
+    """
+
+    def __init__(
+        self, program: Program | PointProgram, target: str, order: int, *, values: bool = True
+    ) -> None:
         self.prologue: list[str] = []
         self.outputs: tuple[str, ...]
         self.derivatives: tuple[tuple[str | None, ...], ...]
         if isinstance(program, PointProgram):
-            self._hand_written(program, order)
+            self._hand_written(program, order, values)
             return
-        self.outputs = program.values
+        self.outputs = program.values if values else ()
         self.derivatives = program.jacobian if order else ()
         kept = [*self.outputs, *(d for row in self.derivatives for d in row)]
         prologue, body = program.needed(kept)
@@ -28,23 +40,41 @@ class PointBody:
         self.prologue = statements(target, prologue, used)
         self.lines = statements(target, body, kept)
 
-    def _hand_written(self, program: PointProgram, order: int) -> None:
+    def moving(self, output: int) -> list[tuple[int, str]]:
+        """Parameter and operand of the derivatives that differ from point to point."""
+        return [(j, d) for j, d in self._present(output) if not is_fixed(d)]
+
+    def fixed(self, output: int) -> list[tuple[int, str]]:
+        """Parameter and operand of the derivatives that are one number for all points, not zero."""
+        return [(j, d) for j, d in self._present(output) if is_fixed(d)]
+
+    def _present(self, output: int) -> list[tuple[int, str]]:
+        if not self.derivatives:
+            return []
+        return [(j, d) for j, d in enumerate(self.derivatives[output]) if d is not None]
+
+    def _hand_written(self, program: PointProgram, order: int, values: bool) -> None:
         p = program.n_params
         names = [f"x{i}" for i in range(program.n_vars)] + [f"p{i}" for i in range(p)]
         call = f"({', '.join(names)})"
-        self.lines = [f"t0 = point{call}"]
-        self.outputs = ("t0",)
+        self.lines = [f"t0 = point{call}"] if values else []
+        self.outputs = ("t0",) if values else ()
         self.derivatives = ()
         if order:
             self.lines.append(f"jt = jac_point{call}")
             self.derivatives = (tuple(f"jt[{i}]" for i in range(p)),)
 
 
-def helpers_of(program: Program | PointProgram) -> list[str]:
-    """Helper functions that the body calls; hand-written functions bring their own."""
+def is_fixed(operand: str) -> bool:
+    """Whether an operand is the same at every point: a number, a parameter, a hoisted value."""
+    return operand[0] not in "xtj"
+
+
+def helpers_of(program: Program | PointProgram, target: str = "cpu") -> list[str]:
+    """Keys of the functions that the body calls; hand-written functions bring their own."""
     if isinstance(program, PointProgram):
         return []
-    return used_helpers(program.prologue + program.body)
+    return used_helpers(program.prologue + program.body, target)
 
 
 def indent(depth: int, lines: list[str]) -> Iterator[str]:

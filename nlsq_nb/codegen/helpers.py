@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["helper_text"]
+from nlsq_nb.codegen import vecmath
+
+__all__ = ["HELPERS", "helper_text"]
 
 _TEXT = {
     "sinc": '''def sinc(u):
@@ -62,19 +64,25 @@ _TEXT = {
 }
 
 
+HELPERS = tuple(_TEXT)
+"""Names of the functions here; `vecmath` has some of them in another form."""
+
+
 def helper_text(name: str, decorator: str) -> str:
     """The definition of a helper under a compiler's decorator.
 
     Parameters
     ----------
-    name : {"sinc", "dsinc", "digamma", "trigamma"}
-        Which helper.
+    name : str
+        One of `HELPERS`, or "vecmath." and a key of `vecmath.definition`.
     decorator : str
-        Text after the `@`.
+        Text after the `@`; functions of `vecmath` have their own.
 
     Returns
     -------
     str
         A function definition.
     """
+    if name.startswith("vecmath."):
+        return vecmath.definition(name.removeprefix("vecmath."))
     return f"@{decorator}\n{_TEXT[name]}"

@@ -9,8 +9,9 @@ generated; the file exists for Numba's cache and for tracebacks.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.metadata
+import importlib.util
 import linecache
 import os
 import stat
@@ -22,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cache_folder", "load"]
+__all__ = ["cache_folder", "load", "numba_version"]
 
 GENERATOR = "1"
 """Raised when the same program must be printed or compiled differently."""
@@ -100,8 +101,29 @@ def cache_folder() -> Path | None:
 
 
 def _digest(text: str) -> str:
-    parts = [GENERATOR, sys.version, importlib.metadata.version("numba"), text]
+    parts = [GENERATOR, sys.version, numba_version(), text]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+
+@functools.cache
+def numba_version() -> str:
+    """What tells one version of Numba from another.
+
+    Returns
+    -------
+    str
+        The text of its version file: importing Numba, or reading the metadata of packages, takes
+        longer than loading a kernel. Empty when it is not installed.
+    """
+    package = importlib.util.find_spec("numba")
+    if package is None or package.origin is None:
+        return ""
+    try:
+        return Path(package.origin).with_name("_version.py").read_text("utf-8")
+    except (OSError, UnicodeError):
+        from importlib.metadata import version
+
+        return version("numba")
 
 
 def _store(name: str, text: str) -> Path | None:

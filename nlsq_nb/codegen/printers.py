@@ -1,7 +1,8 @@
 """Instructions → statements of Python text, one dialect per target.
 
-The CPU and CUDA dialects are scalar Python that Numba compiles; the reference dialect is NumPy
-over whole columns. All spell the same instructions, so a model means the same everywhere.
+The CPU and CUDA dialects are scalar Python that Numba compiles; the CPU dialect calls `vecmath` and
+never branches, so that its loops vectorise. The reference dialect is NumPy over whole columns. All
+spell the same instructions, so a model means the same everywhere.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from nlsq_nb.codegen import vecmath
+from nlsq_nb.codegen.helpers import HELPERS
 from nlsq_nb.codegen.ir import Instruction
 
 __all__ = ["DIALECTS", "Dialect", "statements", "used_helpers"]
@@ -89,6 +92,19 @@ _SCALAR = Dialect(
         },
     },
 )
+_VECTOR = Dialect(
+    templates={
+        "where": "choose({0}, {1}, {2})",
+        "and": "({}) & ({})",
+        "or": "({}) | ({})",
+        "not": "not {}",
+        "sign": "choose({0} > 0.0, 1.0, choose({0} < 0.0, -1.0, {0}))",
+        "minimum": "choose(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+        "maximum": "choose(({0} >= {1}) | ({0} != {0}), {0}, {1})",
+        "heaviside": "choose({0} > 0.0, 1.0, choose({0} < 0.0, 0.0, choose({0} == 0.0, {1}, {0})))",
+    },
+    functions={**_SCALAR.functions, **{name: name for name in sorted(vecmath.FUNCTIONS)}},
+)
 _NUMPY = Dialect(
     templates={},
     functions={
@@ -118,14 +134,19 @@ _NUMPY = Dialect(
         },
     },
 )
-DIALECTS: dict[str, Dialect] = {"cpu": _SCALAR, "cuda": _SCALAR, "reference": _NUMPY}
+DIALECTS: dict[str, Dialect] = {"cpu": _VECTOR, "cuda": _SCALAR, "reference": _NUMPY}
 """Target name -> dialect."""
 
 
-def used_helpers(instructions: Iterable[Instruction]) -> list[str]:
-    """The functions that the target's file must define itself (`sinc`, `dsinc`, `digamma`, `trigamma`)."""
+def used_helpers(instructions: Iterable[Instruction], target: str) -> list[str]:
+    """Keys for `helper_text`: the functions that the target's file must define itself, callees first."""
     ops = {instruction.op for instruction in instructions}
-    return [name for name in ("sinc", "dsinc", "digamma", "trigamma") if name in ops]
+    if target != "cpu":
+        return [name for name in HELPERS if name in ops]
+    chosen = {"intrinsics"} if any("choose" in _VECTOR.templates.get(op, "") for op in ops) else set()
+    inlined = vecmath.required(chosen | (ops & vecmath.FUNCTIONS))
+    called = [name for name in HELPERS if name in ops - vecmath.FUNCTIONS]
+    return [f"vecmath.{name}" for name in inlined] + called
 
 
 def statements(

@@ -34,7 +34,7 @@ class GlobalOptimizationConfig:
     Parameters
     ----------
     n_starts : int
-        Points beside p0; 0 starts from p0 alone.
+        Points beside p0; 0 starts from p0 alone. A fit refuses more than 16,777,216 coordinates in all.
     sampler : {"lhs", "sobol", "halton"}
         Latin hypercube, Sobol' or Halton points, all seeded.
     center_on_p0 : bool

@@ -266,8 +266,9 @@ class MultistartOptions(_Options):
     scale: float = _flat("scale_factor", _POSITIVE)
 
     def _agree(self) -> None:
-        if self.enabled:
-            _AT_LEAST_ONE("n_starts", self.n_starts)
+        if self.enabled and self.n_starts == 0:
+            wanted = "an integer ≥ 1 is needed with enable_multistart=True; for p0 alone leave that False"
+            raise refuse("n_starts", self.n_starts, wanted)
 
 
 @dataclass(frozen=True, slots=True)

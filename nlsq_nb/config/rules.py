@@ -73,10 +73,10 @@ class Flag:
     """True or False."""
 
     def __call__(self, name: str, value: Any) -> bool:
-        """The flag."""
-        if not isinstance(value, bool):
+        """The flag as a bool."""
+        if not isinstance(value, (bool, np.bool_)):
             raise refuse(name, value, "True or False is needed")
-        return value
+        return bool(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class Choice:
 
     def __call__(self, name: str, value: Any) -> Any:
         """The choice that equals the value."""
+        value = value.item() if isinstance(value, np.generic) else value
         for choice in self.choices:
             if isinstance(value, type(choice)) and value == choice:
                 if choice in self.absent:

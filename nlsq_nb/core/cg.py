@@ -16,7 +16,6 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg
 
 __all__ = ["CgReason", "CgStep", "bounded_step", "conjugate_gradient", "estimate_norms"]
 
@@ -312,7 +311,9 @@ def _probe(
     places = np.arange(len(norms))
     places = (places + places // _RUN) % count
     squares, diagonal = np.zeros_like(norms), np.zeros_like(norms)
-    for row in linalg.hadamard(count):
+    from scipy.linalg import hadamard  # slow to import
+
+    for row in hadamard(count):
         v = signs * row[places]
         image = inverse * matvec(inverse * v)
         squares += image * image

@@ -1,13 +1,14 @@
-"""`Chunk`: some consecutive rows of the data, as a source hands them to a backend."""
+"""`Chunk`: some consecutive rows of the data, as a source hands them to a backend; `Resident`: for native code."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chunk"]
+__all__ = ["Chunk", "Resident"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +36,25 @@ class Chunk:
     def n_rows(self) -> int:
         """Number of rows."""
         return len(self.y[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """Rows in memory and a native function that sums over them.
+
+    Attributes
+    ----------
+    kernel : int
+        Address of (lo, hi, columns, theta, state): folds sums of order 2 into `state`; 0 if it could.
+    columns : ndarray of int64
+        Addresses of the columns of x, y and w.
+    n_rows : int
+        Number of rows.
+    owner : object
+        Keeps both where they are.
+    """
+
+    kernel: int
+    columns: NDArray[np.int64]
+    n_rows: int
+    owner: Any

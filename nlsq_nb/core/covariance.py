@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
+from nlsq_nb.core import lapack
 from nlsq_nb.core.linsolve import SINGULAR, cholesky, column_norms, column_scaled, eigenvectors
 
 __all__ = ["Covariance", "covariance"]
 
 Floats = NDArray[np.float64]
-_SHARE = 1e-4  # squared share of an undetermined direction that makes a parameter undetermined
+_EPS = float(np.finfo(np.float64).eps)
+_ADDED = 1e-2  # variance from an undetermined direction, relative to the rest, that is not negligible
+_SURE = 10.0  # units of rounding from which on a share of an eigenvector is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,12 @@ class Covariance:
     condition: float
 
 
-def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covariance:
+def covariance(
+    h: Floats,
+    free: NDArray[np.bool_],
+    variance: float,
+    seen: NDArray[np.bool_] | None = None,
+) -> Covariance:
     """σ²·H⁻¹ over the parameters that may move, column-scaled before it is inverted.
 
     Parameters
@@ -46,6 +53,8 @@ def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covarianc
         Parameters that are neither fixed nor left out.
     variance : float
         σ²: SSE/(n − p), or 1 for absolute sigma; inf when it cannot be estimated.
+    seen : ndarray of bool, shape (p,), optional
+        Parameters whose columns are more than rounding; the others are undetermined. By default all.
 
     Returns
     -------
@@ -54,6 +63,8 @@ def covariance(h: Floats, free: NDArray[np.bool_], variance: float) -> Covarianc
     """
     norms = column_norms(h)
     used = free & (norms > 0.0) & np.isfinite(norms)
+    if seen is not None:
+        used &= seen
     if used.all():
         inverse, weak, condition = _inverse(column_scaled(h, norms))
         matrix = _unscaled(inverse, norms, variance)
@@ -106,6 +117,10 @@ def _inverse(scaled: Floats) -> tuple[Floats, NDArray[np.bool_], float]:
         if lower is not None:
             inverse, _ = lapack.dpotrs(lower, np.eye(len(values)), lower=1)
             return inverse, np.zeros(len(values), np.bool_), float(values[-1] / values[0])
-    weak = np.sum(vectors[:, ~keep] ** 2, axis=1) > _SHARE
     kept = vectors[:, keep]
-    return (kept / values[keep]) @ kept.T, weak, float(values[-1] / values[keep][0])
+    inverse = (kept / values[keep]) @ kept.T
+    # the curvature along the others may be as little as rounding leaves of nothing
+    floor, gap = len(values) * _EPS * values[-1], values[keep][0]
+    least = np.maximum(_ADDED * floor * inverse.diagonal(), (_SURE * floor / gap) ** 2)
+    weak = np.sum(vectors[:, ~keep] ** 2, axis=1) > least
+    return inverse, weak, float(values[-1] / gap)

@@ -16,8 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
+from nlsq_nb.core import lapack
 from nlsq_nb.core.linsolve import cholesky, column_scaled, length
 from nlsq_nb.core.trust_region import SLACK, Step, limited
 
@@ -163,6 +163,23 @@ class Factor:
         if m:
             u[:m] = lapack.dtrtrs(self.lower[:m, :m], self.y[:m], lower=1, trans=1)[0]
         return Step(self.split.scatter(u / self.norms), length(u), 0.0, gain, gain)
+
+    def solve(self, right: Floats) -> Floats:
+        """The full step for another right-hand side.
+
+        Parameters
+        ----------
+        right : ndarray, shape (p,)
+            In the place of JᵀWr.
+
+        Returns
+        -------
+        ndarray, shape (p,)
+            Zero at parameters that may not move.
+        """
+        y, _ = lapack.dtrtrs(self.lower, self.split.gather(right) / self.norms, lower=1)
+        u, _ = lapack.dtrtrs(self.lower, y, lower=1, trans=1)
+        return self.split.scatter(u / self.norms)
 
     def reduced_norms(self) -> Floats:
         """Column norms of J, with the linear parameters eliminated for the nonlinear ones.

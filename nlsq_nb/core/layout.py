@@ -10,8 +10,10 @@ __all__ = ["BLOCK", "SEGMENT", "packed_index", "sums_size"]
 BLOCK = 4096
 """Rows of one block of the fixed grid; a block is summed by one thread in one order."""
 
-SEGMENT = 16 * BLOCK
-"""Rows whose blocks are folded in order into one compensated sum: the unit of parallel work."""
+SEGMENT = 4 * BLOCK
+"""Rows whose blocks are folded in order into one compensated sum: the unit of parallel work.
+
+Some 50 µs of work for a model with one exp, so that two threads can share 1e5 rows."""
 
 
 def sums_size(n_params: int, order: int) -> int:

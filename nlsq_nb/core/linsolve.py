@@ -9,7 +9,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+
+from nlsq_nb.core import lapack
 
 __all__ = [
     "SINGULAR",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.sums import NormalSums
 
-__all__ = ["group_variance"]
+__all__ = ["group_variance", "largest_strength"]
 
 Floats = NDArray[np.float64]
+_STIFFEST = 1e10  # times the curvature of the data: leaves 6 digits of that beside the penalty's
 
 
 def group_variance(
@@ -43,8 +45,32 @@ def group_variance(
     for start, end in groups:
         members, m = slice(start, end), end - start
         apart = theta[members] - np.mean(theta[members])
+        # the mean is rounded; what is left of it would pull all members to one side
+        apart -= math.fsum(apart.tolist()) / m
         factor = strength * n / m
         sse += factor * float(apart @ apart)
         jtr[members] -= factor * apart
         jtj[members, members] += factor * (np.eye(m) - 1.0 / m)
     return NormalSums.from_arrays(sse, jtr, jtj)
+
+
+def largest_strength(curvature: Floats, groups: Sequence[tuple[int, int]]) -> float:
+    """The largest λ beside which float64 still carries what the data say of a group's mean.
+
+    JᵀWJ along the mean of a group is that of the data alone; rounding of the penalty's λ·n in its
+    elements takes eps·λ·n of it away. Members are equal to ten digits by then.
+
+    Parameters
+    ----------
+    curvature : ndarray, shape (p,)
+        Mean of w (∂f/∂θ)² over the residuals.
+    groups : sequence of (int, int)
+        As in `group_variance`.
+
+    Returns
+    -------
+    float
+        inf where the data say nothing of any group.
+    """
+    known = [float(np.max(curvature[start:end])) for start, end in groups]
+    return min((_STIFFEST * value for value in known if value > 0.0), default=math.inf)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.bounds import Room, has_room
 from nlsq_nb.core.factor import Factor, factorize, split
 from nlsq_nb.core.linsolve import SINGULAR, principal
 from nlsq_nb.core.trust_region import Step, trust_region_step
-from nlsq_nb.core.varpro import TRUSTED, has_room, reduced_norms, reduced_step, relax
+from nlsq_nb.core.varpro import TRUSTED, reduced_norms, reduced_step, relax
 
 __all__ = ["Quadratic", "quadratic"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Room = tuple[Floats, Floats]
 _EPS = float(np.finfo(np.float64).eps)
 
 

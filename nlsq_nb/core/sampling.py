@@ -28,6 +28,8 @@ _TINY = float(np.finfo(np.float64).tiny)
 _KNEE = 0.1  # |θ|/|p0| below which an unbounded parameter is sampled linearly, through zero
 _DECADES = 1.25  # reach to either side: an answer ten times off is inside, not on the edge
 _MIRRORED = 0.125  # share of points on the other side of zero
+_LARGEST_DRAW = 1 << 24  # coordinates that are drawn at once: 128 MiB, of which some copies are made
+_MOST_SOBOL = 21_201  # axes for which there are direction numbers
 
 
 def latin_hypercube_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
@@ -42,7 +44,7 @@ def latin_hypercube_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Flo
     n_dims : int
         Number of axes d.
     seed : int
-        The same seed gives the same points.
+        ≥ 0; the same seed gives the same points.
 
     Returns
     -------
@@ -52,7 +54,7 @@ def latin_hypercube_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Flo
     Raises
     ------
     ConfigError
-        For a count below 1.
+        For a count below 1, more than 16,777,216 coordinates in all, or a negative seed.
 
     Examples
     --------
@@ -63,7 +65,7 @@ def latin_hypercube_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Flo
     """
     from scipy.stats import qmc  # slow to import
 
-    _require_counts(n_samples, n_dims)
+    _require_draw(n_samples, n_dims, seed)
     engine = qmc.LatinHypercube(n_dims, seed=np.random.default_rng(seed))
     return _half_open(engine.random(n_samples))
 
@@ -81,7 +83,7 @@ def sobol_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
     n_dims : int
         Number of axes d, 21,201 at most.
     seed : int
-        The same seed gives the same points, and fewer points are the first of more.
+        ≥ 0; the same seed gives the same points, and fewer points are the first of more.
 
     Returns
     -------
@@ -91,11 +93,13 @@ def sobol_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
     Raises
     ------
     ConfigError
-        For a count below 1.
+        For a count below 1, more than 16,777,216 coordinates in all, or a negative seed.
     """
     from scipy.stats import qmc
 
-    _require_counts(n_samples, n_dims)
+    _require_draw(n_samples, n_dims, seed)
+    if n_dims > _MOST_SOBOL:
+        raise ConfigError(f"n_dims={n_dims}; Sobol' points have {_MOST_SOBOL} axes at most, take halton or lhs")
     engine = qmc.Sobol(n_dims, seed=np.random.default_rng(seed))
     return _half_open(engine.random_base2((n_samples - 1).bit_length())[:n_samples])
 
@@ -112,7 +116,7 @@ def halton_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
     n_dims : int
         Number of axes d.
     seed : int
-        The same seed gives the same points, and fewer points are the first of more.
+        ≥ 0; the same seed gives the same points, and fewer points are the first of more.
 
     Returns
     -------
@@ -122,11 +126,11 @@ def halton_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
     Raises
     ------
     ConfigError
-        For a count below 1.
+        For a count below 1, more than 16,777,216 coordinates in all, or a negative seed.
     """
     from scipy.stats import qmc
 
-    _require_counts(n_samples, n_dims)
+    _require_draw(n_samples, n_dims, seed)
     engine = qmc.Halton(n_dims, seed=np.random.default_rng(seed))
     return _half_open(engine.random(n_samples))
 
@@ -192,7 +196,7 @@ def candidates(
     scale_factor : float
         Size of the region around p0, > 0.
     seed : int
-        The same seed gives the same points.
+        ≥ 0; the same seed gives the same points.
 
     Returns
     -------
@@ -202,8 +206,8 @@ def candidates(
     Raises
     ------
     ConfigError
-        For an unknown sampler, a scale_factor that is not positive and finite, a negative n, or a
-        p0 that is not finite or outside its bounds.
+        For an unknown sampler, a scale_factor that is not positive and finite, a negative n or seed,
+        more than 16,777,216 coordinates in all, or a p0 that is not finite or outside its bounds.
     """
     start = np.atleast_1d(np.asarray(p0, dtype=np.float64))
     low, high = (np.broadcast_to(np.asarray(b, float), start.shape) for b in (lower, upper))
@@ -213,6 +217,11 @@ def candidates(
     if not (np.isfinite(scale_factor) and scale_factor > 0.0):
         raise ConfigError(f"scale_factor={scale_factor!r}; a finite number > 0 is needed")
     _require_count("n", n, 0)
+    if (n + 1) * len(start) > _LARGEST_DRAW:
+        raise ConfigError(
+            f"n_starts={n} points of {len(start)} parameters are too many to hold; "
+            f"{_LARGEST_DRAW // len(start) - 1:,} at most"
+        )
     free = low < high
     if n == 0 or not free.any():
         return start[None, :].copy()
@@ -289,9 +298,15 @@ def _half_open(unit: Any) -> Floats:
     return np.minimum(np.asarray(unit, dtype=np.float64), _BELOW_ONE)
 
 
-def _require_counts(n_samples: int, n_dims: int) -> None:
-    for name, value in (("n_samples", n_samples), ("n_dims", n_dims)):
-        _require_count(name, value, 1)
+def _require_draw(n_samples: int, n_dims: int, seed: int) -> None:
+    """Refuse counts and seeds that no sampler can use, before memory is asked for."""
+    for name, value, least in (("n_samples", n_samples, 1), ("n_dims", n_dims, 1), ("seed", seed, 0)):
+        _require_count(name, value, least)
+    if n_samples * n_dims > _LARGEST_DRAW:
+        raise ConfigError(
+            f"n_samples={n_samples} points of n_dims={n_dims} are too many to hold; "
+            f"{_LARGEST_DRAW:,} coordinates at most"
+        )
 
 
 def _require_count(name: str, value: Any, least: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.layout import SEGMENT, sums_size
 
-__all__ = ["Accumulator", "NormalSums", "add_compensated"]
+__all__ = ["Accumulator", "NormalSums", "add_compensated", "add_segments"]
 
 Floats = NDArray[np.float64]
 _FEW = 64  # numbers up to which Python is faster than NumPy
@@ -43,6 +44,36 @@ def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, F
         total = high + value
         part = total - high
         return total, low + ((high - (total - part)) + (value - part))
+
+
+def add_segments(high: Floats, low: Floats, states: Floats) -> tuple[Floats, Floats]:
+    """Add the sums of segments one after the other: many steps of compensated summation at once.
+
+    Parameters
+    ----------
+    high, low : ndarray, shape (size,)
+        Running sums.
+    states : ndarray, shape (2k, size)
+        High and low sums of k segments in turn.
+
+    Returns
+    -------
+    tuple of ndarray
+        The new pair, with the bits of k single steps: `accumulate` adds strictly in order.
+    """
+    highs, lows = states[::2], states[1::2]
+    if len(highs) == 1:
+        high, low = add_compensated(high, low, highs[0])
+        return high, low + lows[0]
+    with np.errstate(invalid="ignore", over="ignore"):
+        running = np.add.accumulate(np.concatenate([high[np.newaxis], highs]))
+        before, after = running[:-1], running[1:]
+        part = after - before
+        steps = np.empty((1 + len(states), len(high)))
+        steps[0] = low
+        steps[1::2] = (before - (after - part)) + (highs - part)
+        steps[2::2] = lows
+        return running[-1].copy(), np.add.accumulate(steps)[-1].copy()
 
 
 @dataclass(frozen=True)
@@ -161,7 +192,7 @@ class Accumulator:
 
     def __init__(self, n_params: int, order: int) -> None:
         self._shape = (n_params, order)
-        self._total: NormalSums | None = None
+        self._total: tuple[Floats, Floats] | None = None
         self.position = 0
         self.open = np.zeros((2, sums_size(n_params, order)))
 
@@ -178,39 +209,58 @@ class Accumulator:
         list of (int, int)
             Bounds relative to the chunk; only the first can continue the open segment.
         """
-        bounds, lo = [], 0
-        while lo < rows:
-            hi = min(rows, lo + SEGMENT - (self.position + lo) % SEGMENT)
-            bounds.append((lo, hi))
-            lo = hi
-        return bounds
+        first = SEGMENT - self.position % SEGMENT
+        bounds = [0, *range(first, rows, SEGMENT), rows]
+        return list(pairwise(bounds)) if rows else []
 
-    def new_state(self, first: bool) -> Floats:
-        """The state that a piece is folded into: the open segment for the first, else zeros."""
-        return self.open if first else np.zeros(self.open.shape)
-
-    def add(self, state: Floats, rows: int) -> None:
-        """Take the next piece, in row order.
+    def new_state(self, first: bool, count: int = 1) -> Floats:
+        """What the next pieces are folded into.
 
         Parameters
         ----------
-        state : ndarray, shape (2, size)
+        first : bool
+            Whether the first of them continues the open segment.
+        count : int
+            Number of pieces.
+
+        Returns
+        -------
+        ndarray, shape (2 count, size)
+            High and low sums of the open segment or zeros, then zeros; one piece that goes on is
+            folded in place.
+        """
+        if first and count == 1:
+            return self.open
+        states = np.zeros((2 * count, self.open.shape[1]))
+        if first:
+            states[:2] = self.open
+        return states
+
+    def add(self, state: Floats, rows: int) -> None:
+        """Take the next pieces, in row order.
+
+        Parameters
+        ----------
+        state : ndarray, shape (2 count, size)
             What `new_state` gave, folded by the backend.
         rows : int
-            Rows of the piece.
+            Rows of the pieces.
         """
         self.position += rows
-        self.open = state
-        if self.position % SEGMENT == 0:
-            self._close()
+        closed = len(state) if self.position % SEGMENT == 0 else len(state) - 2
+        if closed:
+            self._close(state[:closed])
+        self.open = state[closed:] if closed < len(state) else np.zeros((2, state.shape[1]))
 
     def result(self) -> NormalSums:
         """The sums of everything taken."""
-        total = self._close()
-        return NormalSums(self.position, *self._shape, total.high, total.low)
+        high, low = self._close(self.open)
+        self.open = np.zeros(self.open.shape)
+        return NormalSums(self.position, *self._shape, high, low)
 
-    def _close(self) -> NormalSums:
-        segment = NormalSums(0, *self._shape, self.open[0], self.open[1])
-        total = segment if self._total is None else self._total + segment
-        self._total, self.open = total, np.zeros(self.open.shape)
-        return total
+    def _close(self, states: Floats) -> tuple[Floats, Floats]:
+        if self._total is None:  # not zeros plus the first, which would lose the sign of a zero
+            self._total, states = (states[0], states[1]), states[2:]
+        if len(states):
+            self._total = add_segments(*self._total, states)
+        return self._total

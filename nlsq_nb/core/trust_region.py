@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
 
+from nlsq_nb.core import lapack
 from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, length, solve_positive
 
 __all__ = ["SLACK", "Step", "limited", "next_radius", "trust_region_step"]

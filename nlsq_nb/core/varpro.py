@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.factor import factorize, split
+from nlsq_nb.core.bounds import Room, has_room
+from nlsq_nb.core.factor import Factor, factorize, split
 from nlsq_nb.core.linsolve import (
     column_norms,
     column_scaled,
@@ -24,58 +25,13 @@ from nlsq_nb.core.linsolve import (
 )
 from nlsq_nb.core.trust_region import Step, trust_region_step
 
-__all__ = ["TRUSTED", "eliminable", "has_room", "reduced_norms", "reduced_step", "relax", "room_within", "schur"]
+__all__ = ["TRUSTED", "eliminable", "linear_factor", "reduced_norms", "reduced_step", "relax", "schur"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Room = tuple[Floats, Floats]
 
 TRUSTED = 1e-6
 """Relative rounding error up to which the linear parameters are solved for apart."""
-
-
-def has_room(room: Room | None, mask: Mask, delta: Floats | None = None) -> bool:
-    """Whether a change of some parameters stays clear of their bounds.
-
-    Parameters
-    ----------
-    room : tuple of ndarray, or None
-        Lowest and highest change that the bounds allow; None without bounds.
-    mask : ndarray of bool, shape (p,)
-        The parameters that are asked about.
-    delta : ndarray, shape (p,), optional
-        The change; by default none.
-
-    Returns
-    -------
-    bool
-        False when one of them stands on a bound or beyond.
-    """
-    if room is None:
-        return True
-    change = [0.0] * len(mask) if delta is None else delta.tolist()
-    columns = zip(mask.tolist(), room[0].tolist(), change, room[1].tolist(), strict=True)
-    return all(low < value < high for asked, low, value, high in columns if asked)
-
-
-def room_within(lower: Floats, upper: Floats, theta: Floats) -> Room | None:
-    """The changes that the bounds allow.
-
-    Parameters
-    ----------
-    lower, upper : ndarray, shape (p,)
-        Bounds, ±inf where there are none.
-    theta : ndarray, shape (p,)
-        The point, within them.
-
-    Returns
-    -------
-    tuple of ndarray, or None
-        Lowest and highest change; None when there is no bound at all.
-    """
-    if max(lower.tolist()) == -math.inf and min(upper.tolist()) == math.inf:
-        return None
-    return lower - theta, upper - theta
 
 
 def eliminable(h: Floats, separable: Mask) -> Mask:
@@ -106,7 +62,32 @@ def eliminable(h: Floats, separable: Mask) -> Mask:
     return separable if lost <= TRUSTED else np.zeros_like(separable)
 
 
-def relax(h: Floats, g: Floats, linear: Mask, room: Room, ridge: float) -> Step:
+def linear_factor(h: Floats, g: Floats, linear: Mask) -> Factor | None:
+    """The factor of the linear parameters' own system; see `factorize`.
+
+    Parameters
+    ----------
+    h, g : ndarray, shape (p, p) and (p,)
+        JᵀWJ and JᵀWr.
+    linear : ndarray of bool, shape (p,)
+        The linear parameters.
+
+    Returns
+    -------
+    Factor or None
+        None where it is ill-conditioned.
+    """
+    return factorize(h, g, split(linear, linear))
+
+
+def relax(
+    h: Floats,
+    g: Floats,
+    linear: Mask,
+    room: Room | None,
+    ridge: float,
+    factor: Factor | None = None,
+) -> Step:
     """The best change of the linear parameters alone, within their bounds.
 
     Parameters
@@ -115,10 +96,12 @@ def relax(h: Floats, g: Floats, linear: Mask, room: Room, ridge: float) -> Step:
         JᵀWJ and JᵀWr.
     linear : ndarray of bool, shape (p,)
         The linear parameters.
-    room : tuple of ndarray
-        Lowest and highest change that the bounds allow.
+    room : tuple of ndarray, or None
+        Lowest and highest change that the bounds allow; None without bounds.
     ridge : float
         Relative ridge where their block is numerically singular.
+    factor : Factor, optional
+        From `linear_factor`, where it is known.
 
     Returns
     -------
@@ -127,11 +110,14 @@ def relax(h: Floats, g: Floats, linear: Mask, room: Room, ridge: float) -> Step:
     """
     if True not in linear.tolist():
         return Step(np.zeros_like(g), 0.0, 0.0, 0.0, 0.0)
-    factor = factorize(h, g, split(linear, linear))
+    factor = factor or linear_factor(h, g, linear)
     if factor is not None:
         best = factor.relaxed()
         if has_room(room, linear, best.delta):
             return best
+    if room is None:
+        unlimited = np.full_like(g, math.inf)
+        room = (-unlimited, unlimited)
     delta = np.zeros_like(g)
     part = trust_region_step(
         principal(h, linear),

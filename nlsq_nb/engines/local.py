@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.layout import SEGMENT
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.protocols import Backend, Kernel, Source
+from nlsq_nb.sources.sample import sample
 
 __all__ = ["LocalEngine"]
 
 Floats = NDArray[np.float64]
+_RESIDENT = 8 * SEGMENT  # rows up to which one thread in native code beats two with Python between the passes
 _PERIOD = 1.0  # seconds between reports of progress
 
 
@@ -66,6 +69,21 @@ class LocalEngine:
             part = self._backend.matvec(self._kernel, chunk, theta, v)
             high, low = add_compensated(high, low, part)
         return high + low
+
+    def resident(self) -> Resident | None:
+        """All rows in one chunk for native code, if they are few; see `Engine.resident`."""
+        source = self.source
+        if source.n_rows > _RESIDENT:
+            return None
+        if source.n_chunks > 1:
+            source = sample(source, [(0, source.n_rows)])
+        chunk = next(iter(source.chunks()))
+        if chunk.n_rows != self.source.n_rows:  # some could not be read
+            return None
+        found: Resident | None = self._backend.resident(
+            self._kernel, self._backend.put(chunk, self._kernel.dtype)
+        )
+        return found
 
     def _chunks(self) -> Iterator[Chunk]:
         """The chunks of a pass where the kernel can read them."""

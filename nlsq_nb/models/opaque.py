@@ -39,16 +39,18 @@ def opaque_program(
     Raises
     ------
     ModelError
-        For an unknown rule; later, when f or jac return a wrong shape.
+        For an unknown rule; later, when f or jac return a wrong shape or change x in place.
     """
     if not callable(jac) and jac not in ("2-point", "3-point", "cs"):
         raise ModelError(f"jac={jac!r}: give a function, '2-point', '3-point' or 'cs'")
 
     def argument(columns: Columns) -> NDArray[np.float64]:
-        return columns[0] if n_vars == 1 else np.stack(columns)
+        x = columns[0].view() if n_vars == 1 else np.stack(columns)
+        x.flags.writeable = False  # these may be the user's own data
+        return x
 
     def call(x: NDArray[np.float64], theta: NDArray[Any], rows: int) -> NDArray[Any]:
-        out = _real_array(f(x, *theta), np.iscomplexobj(theta))
+        out = _real_array(_called("f", f, x, theta), np.iscomplexobj(theta))
         if out.shape not in ((rows,), ()):
             raise ModelError(f"f returned shape {out.shape} for {rows} rows; ({rows},) is needed")
         return np.broadcast_to(out, (rows,))
@@ -60,7 +62,7 @@ def opaque_program(
     def given(columns: Columns, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         assert callable(jac)
         rows = len(columns[0])
-        out = np.asarray(jac(argument(columns), *theta), dtype=np.float64)
+        out = np.asarray(_called("jac", jac, argument(columns), theta), dtype=np.float64)
         if out.shape != (rows, n_params):
             raise ModelError(f"jac returned shape {out.shape}; ({rows}, {n_params}) is needed")
         return out.T[None, :, :]
@@ -73,6 +75,20 @@ def opaque_program(
         return out
 
     return OpaqueProgram(n_vars, n_params, 1, values, given if callable(jac) else numeric)
+
+
+def _called(
+    name: str, function: Callable[..., Any], x: NDArray[np.float64], theta: NDArray[Any]
+) -> Any:
+    try:
+        return function(x, *theta)
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise ModelError(
+            f"{name} changes its argument x in place ({error}); x holds the data of the fit: compute a "
+            "new array from it and return that, or work on x.copy()"
+        ) from error
 
 
 def _real_array(values: Any, complex_step: bool) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_nb.errors import StopFit
-from nlsq_nb.events import Event, StepDone, WarmupStepDone
+from nlsq_nb.events import Event, StartFitted, StepDone, WarmupStepDone
 
 __all__ = ["CallbackObserver"]
 
@@ -20,10 +20,12 @@ class CallbackObserver:
     ----------
     callback : callable
         Receives a copy of the parameters (p,), the sse (estimated from the sample in a sampled
-        warm-up), and an iteration count that rises through the warm-up and Gauss–Newton.
-        Returning True, or raising `StopFit`, ends the fit with the best point.
+        warm-up and for one of several starts), and a count that rises through the short fits of
+        several starts, the warm-up and Gauss–Newton. Returning True, or raising `StopFit`, ends the
+        fit with the best point.
     every : int
-        Iterations between calls; the first iteration is always told.
+        Iterations between calls; the first iteration, and where each short fit of several starts
+        ended, is always told.
 
     Raises
     ------
@@ -36,15 +38,18 @@ class CallbackObserver:
             raise TypeError(f"callback={callback!r} cannot be called")
         self._callback = callback
         self._every = every
-        self._count = 0
+        self._starts = self._steps = 0
 
     def __call__(self, event: Event) -> None:
         """Receive an event."""
-        if not isinstance(event, (StepDone, WarmupStepDone)):
+        if isinstance(event, StartFitted):
+            self._starts += 1
+        elif isinstance(event, (StepDone, WarmupStepDone)):
+            self._steps += 1
+            if (self._steps - 1) % self._every:
+                return
+        else:
             return
-        self._count += 1
-        due = (self._count - 1) % self._every == 0
-        if due:
-            answer = self._callback(np.array(event.theta), event.sse, self._count)
-            if isinstance(answer, (bool, np.bool_)) and answer:
-                raise StopFit
+        answer = self._callback(np.array(event.theta), event.sse, self._starts + self._steps)
+        if isinstance(answer, (bool, np.bool_)) and answer:
+            raise StopFit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -38,8 +38,6 @@ class CheckpointWriter:
         What identifies data, model and configuration.
     classes : collection of type
         Classes that a state is made of, its own included.
-    extra : callable, optional
-        Gives what else a resumed fit needs, by name, when a checkpoint is written.
 
     Attributes
     ----------
@@ -58,14 +56,12 @@ class CheckpointWriter:
         every: int,
         fingerprint: Fingerprint,
         classes: Collection[type],
-        extra: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
         self._folder = Path(folder)
         self._every = every
         self._fingerprint = fingerprint
         self._classes = classes
-        self._extra = extra
-        self._unwritten: tuple[int, Any] | None = None
+        self._unwritten: tuple[int, Any, Mapping[str, Any]] | None = None
         self.failure: str | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -75,9 +71,19 @@ class CheckpointWriter:
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise CheckpointError(f"checkpoint_dir={str(folder)!r} is not writable; choose another")
 
-    def __call__(self, phase: int, state: Any) -> None:
-        """Take the state after a complete step of a phase, and write it when it is due."""
-        self._unwritten = (phase, state)
+    def __call__(self, phase: int, state: Any, extra: Mapping[str, Any]) -> None:
+        """Take the state that a phase begins with, or after a step, and write it when it is due.
+
+        Parameters
+        ----------
+        phase : int
+            Number of the phase.
+        state : object
+            Frozen; its first one, of iteration 0, is always due.
+        extra : mapping of str to object
+            What else a fit that goes on from this state needs.
+        """
+        self._unwritten = (phase, state, extra)
         if state.iteration % self._every == 0:
             self.flush()
 
@@ -85,7 +91,7 @@ class CheckpointWriter:
         """Write the last state taken, unless it is written: at the end of a phase, after Ctrl-C."""
         if self._unwritten is None:
             return
-        phase, state = self._unwritten
+        phase, state, extra = self._unwritten
         try:
             write(
                 self._folder,
@@ -93,7 +99,7 @@ class CheckpointWriter:
                 state.iteration,
                 to_tree(state, self._classes),
                 self._fingerprint,
-                self._extra(),
+                extra,
                 _readable(phase, state),
             )
         except CheckpointError as error:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
-from nlsq_nb.events import Event, PhaseDone, PhaseStarted, StepModeChosen, WarmStartDetected
+import numpy as np
+
+from nlsq_nb.events import (
+    Event,
+    PhaseDone,
+    PhaseStarted,
+    RoundPlayed,
+    StartChosen,
+    StartFitted,
+    StartsDrawn,
+    StepModeChosen,
+    WarmStartDetected,
+)
 
 __all__ = ["TITLES", "PhaseHistory"]
 
@@ -19,7 +32,7 @@ TITLES = {
 
 
 class PhaseHistory:
-    """Notes when each phase began, how long it took and what it found.
+    """Notes when each phase began, how long it took and what it found, and how several starts did.
 
     Attributes
     ----------
@@ -30,12 +43,19 @@ class PhaseHistory:
         Number of the phase that runs, or of the last one.
     started : float or None
         When it began, seconds since the epoch.
+    multistart : dict or None
+        None without several starts, else: candidates (n, p), row 0 being p0; losses (n,), means
+        over the batches that each was measured on; rounds that were played; survivors, rows by
+        round, before the first included; fitted, a list of dicts of the short fits with candidate,
+        theta, sse, iterations and reason; taken, the row that the fit began from, None as long as
+        there is none; p0_sse; seconds that all of it took.
     """
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self.current = 0
         self.started: float | None = None
+        self.multistart: dict[str, Any] | None = None
         self._begin = self._first = time.perf_counter()
         self._noted: dict[str, Any] = {}
 
@@ -60,6 +80,36 @@ class PhaseHistory:
                 **self._noted,
                 **event.found,
             })
+        else:
+            self._note_starts(event)
+
+    def _note_starts(self, event: Event) -> None:
+        """Keep what becomes of several starts."""
+        if isinstance(event, StartsDrawn):
+            self._begin = time.perf_counter()
+            everybody = tuple(range(len(event.points)))
+            self.multistart = {
+                "candidates": event.points,
+                "losses": np.full(len(event.points), np.nan),
+                "rounds": 0,
+                "survivors": [everybody],
+                "fitted": [],
+                "taken": None,
+                "p0_sse": math.nan,
+                "seconds": 0.0,
+            }
+        if self.multistart is None:
+            return
+        if isinstance(event, RoundPlayed):
+            self.multistart |= {"losses": event.losses, "rounds": event.number}
+            self.multistart["survivors"].append(event.survivors)
+        elif isinstance(event, StartFitted):
+            names = ("candidate", "theta", "sse", "iterations", "reason")
+            self.multistart["fitted"].append({name: getattr(event, name) for name in names})
+        elif isinstance(event, StartChosen):
+            seconds = time.perf_counter() - self._begin
+            taken = {"taken": event.candidate, "p0_sse": event.given_sse, "seconds": seconds}
+            self.multistart |= taken
 
     @property
     def total_time(self) -> float:

@@ -16,6 +16,10 @@ from nlsq_nb.events import (
     PassProgress,
     PhaseDone,
     PhaseStarted,
+    RoundPlayed,
+    StartChosen,
+    StartFitted,
+    StartsDrawn,
     StepClipped,
     StepDone,
     StepModeChosen,
@@ -43,6 +47,10 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 _LINES: dict[type[Event], Callable[[Any], str]] = {
@@ -75,6 +83,18 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
         f"reduction={e.reduction:.6e}, Δ={e.radius:.4f}"
     ),
     PhaseDone: lambda e: f"  {e.reason} ({e.iterations} iterations)",
+    StartsDrawn: lambda e: f"Multi-start: {_counted(len(e.points), 'candidate')}, the first is p0",
+    RoundPlayed: lambda e: (
+        f"  Round {e.number}/{e.limit}: {_counted(len(e.survivors), 'candidate')} left, best is "
+        f"{e.best} with a mean loss of {e.losses[e.best]:.6e}"
+    ),
+    StartFitted: lambda e: (
+        f"  Short fit {e.number}/{e.limit} from candidate {e.candidate}: cost={e.sse:.6e}, "
+        f"{_counted(e.iterations, 'iteration')}"
+    ),
+    StartChosen: lambda e: (
+        f"  The fit begins from candidate {e.candidate} (cost at p0: {e.given_sse:.6e})"
+    ),
 }
 
 
@@ -122,8 +142,8 @@ class ProgressLog:
         lines = [_LINES[type(event)](event)]
         if isinstance(event, (StepDone, WarmupStepDone)):
             lines[0] += f", time={time.perf_counter() - self._start:.1f}s"
-            if self._detailed:
-                lines.append("    params: " + " ".join(f"{v:.10g}" for v in event.theta))
+        if isinstance(event, (StepDone, WarmupStepDone, StartFitted)) and self._detailed:
+            lines.append("    params: " + " ".join(f"{v:.10g}" for v in event.theta))
         if self._title and not isinstance(event, PassProgress):
             lines.insert(0, self._title)
             self._title = None

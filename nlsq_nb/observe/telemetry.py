@@ -5,36 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nlsq_nb import events
-from nlsq_nb.errors import MissingDependency
+from nlsq_nb.observe.metrics import collector_of, exposition
 
 __all__ = [
     "DefenseLayerTelemetry",
-    "TelemetryObserver",
     "get_defense_telemetry",
     "reset_defense_telemetry",
 ]
 
 _MODES = ("refinement", "careful", "exploration", "fixed")
 _KEPT_EVENTS = 1000
-_DESCRIPTIONS = {
-    "nlsq_defense_warmup_calls_total": "Fits whose warm-up looked at the start.",
-    "nlsq_defense_layer1_triggers_total": "Warm-ups skipped because the start was near the optimum.",
-    "nlsq_defense_layer2_refinement_total": "Warm-ups with the smallest first step.",
-    "nlsq_defense_layer2_careful_total": "Warm-ups with the middle first step.",
-    "nlsq_defense_layer2_exploration_total": "Warm-ups with the largest first step.",
-    "nlsq_defense_layer2_fixed_total": "Warm-ups whose first step was not chosen by the loss.",
-    "nlsq_defense_layer3_triggers_total": "Warm-ups abandoned because the loss rose.",
-    "nlsq_defense_layer4_triggers_total": "Steps shortened to the longest one allowed.",
-    "nlsq_defense_lbfgs_history_fill_total": "Warm-ups that filled the L-BFGS memory.",
-    "nlsq_defense_lbfgs_line_search_failures_total": "Line searches that found no acceptable step.",
-}
+_EVENT = {"type", "timestamp", "data"}
 
 
 class DefenseLayerTelemetry:
@@ -156,11 +142,26 @@ class DefenseLayerTelemetry:
         original_norm, max_norm : float
             Length of the step, and the longest one allowed, in normalised parameters.
         """
+        self.record_layer4_clips((float(original_norm),), float(max_norm))
+
+    def record_layer4_clips(self, original_norms: Sequence[float], max_norm: float) -> None:
+        """Count the shortened steps of one warm-up.
+
+        Parameters
+        ----------
+        original_norms : sequence of float
+            Lengths of the steps in normalised parameters.
+        max_norm : float
+            The longest one allowed.
+        """
+        now = time.time()
         with self._lock:
-            self.layer4_clip_triggers += 1
+            self.layer4_clip_triggers += len(original_norms)
             self._clipped_calls += getattr(self._call, "unclipped", False)
             self._call.unclipped = False
-            self._keep("layer4_clip", original_norm=original_norm, max_norm=max_norm)
+            for norm in original_norms:
+                data = {"original_norm": norm, "max_norm": max_norm}
+                self._events.append({"type": "layer4_clip", "timestamp": now, "data": data})
 
     def record_lbfgs_history_fill(self, iteration: int) -> None:
         """Count a warm-up that filled the L-BFGS memory.
@@ -291,10 +292,7 @@ class DefenseLayerTelemetry:
         str
             Ends with a newline.
         """
-        return "".join(
-            f"# HELP {name} {_DESCRIPTIONS[name]}\n# TYPE {name} counter\n{name} {count}\n"
-            for name, count in self.export_metrics().items()
-        )
+        return exposition(self.export_metrics())
 
     def collector(self) -> Any:
         """Get an object for `prometheus_client`'s `CollectorRegistry.register`.
@@ -309,14 +307,50 @@ class DefenseLayerTelemetry:
         MissingDependency
             Without prometheus_client.
         """
-        try:
-            from prometheus_client.core import CounterMetricFamily
-        except ImportError:
-            raise MissingDependency(
-                'collector() needs prometheus_client: pip install "nlsq_nb[metrics]"; '
-                "prometheus_text() works without"
-            ) from None
-        return _Collector(self, CounterMetricFamily)
+        return collector_of(self.export_metrics)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Get everything that is known, for `restore`; called by the thread of a running warm-up.
+
+        Returns
+        -------
+        dict
+            Counts, events and whether the warm-up of this thread has not been clipped yet: plain
+            values that a checkpoint can hold.
+        """
+        with self._lock:
+            counts = {name: value for name, value in vars(self).items() if type(value) is int}
+            return {
+                "counts": counts | {f"mode {mode}": n for mode, n in self._modes.items()},
+                "unclipped": getattr(self._call, "unclipped", False),
+                "events": list(self._events),  # an event is never changed
+            }
+
+    def restore(self, known: Mapping[str, Any]) -> None:
+        """Go on from what another telemetry knew, in place of what is here.
+
+        Parameters
+        ----------
+        known : mapping
+            From `to_dict`.
+
+        Raises
+        ------
+        LookupError, TypeError, ValueError
+            When it is something else.
+        """
+        counts, kept = dict(known["counts"]), list(known["events"])
+        sound = all(type(n) is int and n >= 0 for n in counts.values()) and all(
+            isinstance(event, dict) and event.keys() == _EVENT for event in kept
+        )
+        if not sound or counts.keys() != self.to_dict()["counts"].keys():
+            raise ValueError("these are not the counts and events of a telemetry")
+        with self._lock:
+            self.reset()
+            self._modes = {mode: counts.pop(f"mode {mode}") for mode in _MODES}
+            vars(self).update(counts)
+            self._call.unclipped = known["unclipped"] is True
+            self._events.extend(kept)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -332,60 +366,14 @@ class DefenseLayerTelemetry:
         self._events.append({"type": kind, "timestamp": time.time(), "data": plain})
 
 
-@dataclass(frozen=True, slots=True)
-class _Collector:
-    """The counts as metric families, read anew at each scrape."""
-
-    telemetry: DefenseLayerTelemetry
-    family: Any
-
-    def collect(self) -> Iterator[Any]:
-        """The families; each puts the suffix _total back to its name."""
-        for name, count in self.telemetry.export_metrics().items():
-            yield self.family(name.removesuffix("_total"), _DESCRIPTIONS[name], value=count)
-
-
-class TelemetryObserver:
-    """Records the events of one fit in every telemetry given.
-
-    Parameters
-    ----------
-    *sinks : DefenseLayerTelemetry
-        The result's own, and the one of the process.
-    """
-
-    def __init__(self, *sinks: DefenseLayerTelemetry) -> None:
-        self._sinks = sinks
-
-    def __call__(self, event: events.Event) -> None:
-        """Receive an event."""
-        for sink in self._sinks:
-            _record(sink, event)
-
-
-def _record(sink: DefenseLayerTelemetry, event: events.Event) -> None:
-    match event:
-        case events.WarmupStarted():
-            sink.record_warmup_start()
-        case events.WarmStartDetected():
-            sink.record_layer1_trigger(event.relative_loss, event.threshold)
-        case events.StepModeChosen():
-            sink.record_layer2_lr_mode(event.mode, event.relative_loss)
-        case events.CostGuardTripped():
-            sink.record_layer3_trigger(event.cost_ratio, event.tolerance, event.iteration)
-        case events.StepClipped():
-            sink.record_layer4_clip(event.original_norm, event.max_norm)
-        case events.HistoryFilled():
-            sink.record_lbfgs_history_fill(event.iteration)
-        case events.LineSearchFailed():
-            sink.record_lbfgs_line_search_failure(event.iteration, event.reason)
-
-
 _GLOBAL = DefenseLayerTelemetry()
 
 
 def get_defense_telemetry() -> DefenseLayerTelemetry:
     """Get the telemetry that sees every fit of this process.
+
+    It counts what happened in this process: of a fit that was resumed from a checkpoint, what came
+    after the resumption, while the telemetry of its result counts the whole fit.
 
     Returns
     -------

@@ -18,19 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.cg import CgReason, CgStep, bounded_step, estimate_norms
-from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.core.trust_region import Step, next_radius
 from nlsq_nb.events import Event, StepDone
 from nlsq_nb.phases.state import FitState, StopReason
+from nlsq_nb.phases.stationary import stationary_reason
+from nlsq_nb.phases.trial import (
+    ACCEPT,
+    SILENT,
+    first_radius,
+    is_stuck,
+    move,
+    reason_by_sums,
+    relative_offset,
+    rounding_of,
+    scale_of,
+    sums_of,
+)
 from nlsq_nb.protocols import Objective
 
 __all__ = ["ConjugateGradient"]
 
 Floats = NDArray[np.float64]
-_EPS = float(np.finfo(np.float64).eps)
-_ACCEPT = 1e-4  # least share of the predicted reduction that a trial must bring
-_SILENT = 1e-8  # y that is all zero has no scale: this share of the first sse stands for it
 _LOOSE = 0.1  # relative residual of the steps that are far from the optimum
+_ROUGH = 4.0  # factor by which estimated column norms may be off
 _ELSEWHERE = 0.1  # share of the sse left after a step at which the columns are measured anew
 
 
@@ -71,7 +81,7 @@ class ConjugateGradient:
         state = replace(
             state,
             sums=sums,
-            signal=state.signal or _SILENT * sums.sse,
+            signal=state.signal or SILENT * sums.sse,
             relaxed=sums.sse,
             linear=np.zeros_like(state.free),
             scale=None,
@@ -80,7 +90,7 @@ class ConjugateGradient:
             iteration=0,
             stop=None,
         )
-        return replace(state, stop=_finished(state)), []
+        return replace(state, stop=reason_by_sums(state)), []
 
     def stop(self, state: FitState) -> StopReason | None:
         """Why the phase is over, or None."""
@@ -96,11 +106,10 @@ class ConjugateGradient:
             scale = self._measure(state, objective, 1.0 / state.normalizer.scales)
             state = replace(state, scale=scale)
         state, trial = self._plan(state, objective)
-        state = replace(state, offset=_relative(trial, _sums(state)))
+        state = replace(state, offset=relative_offset(trial.predicted, sums_of(state)))
         if trial.reason.full and state.offset <= self.tol:
-            seen = np.any(_scale(state)[state.free])
-            stop = StopReason.RELATIVE_OFFSET if seen else StopReason.FLAT
-            return replace(state, stop=stop), []
+            reason = stationary_reason(state, scale_of(state), _ROUGH * self.tol)
+            return replace(state, stop=reason), []
         if state.iteration >= self.max_iterations:
             return replace(state, stop=StopReason.MAX_ITERATIONS), []
         after, reduction = self._try(state, trial, objective)
@@ -109,15 +118,15 @@ class ConjugateGradient:
         event = StepDone(
             iteration=after.iteration,
             limit=self.max_iterations,
-            sse=_sums(after).sse,
-            grad_norm=float(np.linalg.norm(state.normalizer.scales * _sums(state).jtr)),
+            sse=sums_of(after).sse,
+            grad_norm=float(np.linalg.norm(state.normalizer.scales * sums_of(state).jtr)),
             reduction=reduction,
             radius=state.radius * (in_z / trial.norm if trial.norm > 0.0 else 1.0),
             accepted=accepted,
             theta=tuple(map(float, after.theta)),
         )
         if accepted:
-            after = replace(after, stop=_finished(after))
+            after = replace(after, stop=reason_by_sums(after))
             return self._refresh(after, state, trial, objective), [event]
         return self._doubt(after, trial, objective), [event]
 
@@ -127,11 +136,13 @@ class ConjugateGradient:
         if not np.isfinite(state.radius):
             trial = self._solve(state, objective, np.inf)
             if trial.norm > 0.0:  # else the start solves its system as well as was asked
-                state = replace(state, radius=self._first_radius(state, trial))
+                reach = first_radius(state, trial.delta, trial.norm, self.initial_radius)
+                state = replace(state, radius=reach)
             if trial.norm > state.radius:
                 trial = None
         trial = trial or self._solve(state, objective, state.radius)
-        if trial.reason is not CgReason.RADIUS and _relative(trial, _sums(state)) <= self.tol:
+        offset = relative_offset(trial.predicted, sums_of(state))
+        if trial.reason is not CgReason.RADIUS and offset <= self.tol:
             trial = self._solve(state, objective, state.radius, thorough=True)
         return state, trial
 
@@ -139,12 +150,12 @@ class ConjugateGradient:
         self, state: FitState, trial: CgStep, objective: Objective
     ) -> tuple[FitState, float]:
         """Evaluate the trial, accept it or shrink the radius; also the reduction it brought."""
-        theta = _move(state, trial.delta)
-        sums, old = objective(theta, 1), _sums(state)
+        theta = move(state, trial.delta)
+        sums, old = objective(theta, 1), sums_of(state)
         actual = old.sse - sums.sse if sums.is_finite else -np.inf
-        accepted = actual > 0.0 and actual > _ACCEPT * trial.predicted
+        accepted = actual > 0.0 and actual > ACCEPT * trial.predicted
         moved = replace(state, theta=theta, sums=sums, relaxed=sums.sse)
-        if not accepted and abs(actual) <= _noise(state):
+        if not accepted and abs(actual) <= rounding_of(state):
             # the cost cannot tell the points apart any more; the gradient still can
             accepted = _slope(moved) < _slope(state)
         # λ is unknown on the sphere and 0 inside; what counts is whether it is 0
@@ -158,15 +169,13 @@ class ConjugateGradient:
 
     def _doubt(self, state: FitState, trial: CgStep, objective: Objective) -> FitState:
         """What a rejected trial says of the point: nothing to gain, no way on, or nothing."""
-        if trial.predicted <= (noise := _noise(state)):
+        if trial.predicted <= (noise := rounding_of(state)):
             full = self._solve(state, objective, np.inf, thorough=True)
-            offset = _relative(full, _sums(state))
+            offset = relative_offset(full.predicted, sums_of(state))
             resolved = full.reason.full and full.predicted <= noise
             stop = StopReason.ROUNDING if resolved else StopReason.STALLED
             return replace(state, offset=offset, stop=stop)
-        size = float(np.linalg.norm(_scale(state) * state.theta))
-        stuck = np.all(_move(state, trial.delta) == state.theta) or state.radius <= _EPS * size
-        return replace(state, stop=StopReason.STALLED) if stuck else state
+        return replace(state, stop=StopReason.STALLED) if is_stuck(state, trial.delta) else state
 
     def _refresh(
         self, state: FitState, before: FitState, trial: CgStep, objective: Objective
@@ -176,9 +185,9 @@ class ConjugateGradient:
         That is, while steps are limited by the radius, of which they decide the shape, where the
         sse is much lower than before, and where a column has appeared that was zero.
         """
-        scale, sums = _scale(state), _sums(state)
+        scale, sums = scale_of(state), sums_of(state)
         limited = trial.reason is CgReason.RADIUS
-        elsewhere = sums.sse <= _ELSEWHERE * _sums(before).sse
+        elsewhere = sums.sse <= _ELSEWHERE * sums_of(before).sse
         appeared = bool(np.any(state.free & (scale == 0.0) & (sums.jtr != 0.0)))
         if state.stop is not None or not (limited or elsewhere or appeared):
             return state
@@ -201,67 +210,19 @@ class ConjugateGradient:
             limit, rtol = max(limit, len(state.theta)), min(self.rtol, 1.0) ** 2
         return bounded_step(
             lambda v: objective.matvec(state.theta, v),
-            _sums(state).jtr,
-            _scale(state),
+            sums_of(state).jtr,
+            scale_of(state),
             radius,
             (state.lower - state.theta, state.upper - state.theta),
             rtol=rtol,
-            atol=0.0 if thorough else self.atol * float(np.sqrt(_sums(state).sse)),
+            atol=0.0 if thorough else self.atol * float(np.sqrt(sums_of(state).sse)),
             max_iterations=limit,
         )
-
-    def _first_radius(self, state: FitState, full: CgStep) -> float:
-        """The D-norm of a step along the full one, `initial_radius` long in z."""
-        # a parameter that starts at 0 has no scale that could limit it
-        limited = state.theta != 0.0
-        length = float(np.linalg.norm((full.delta / state.normalizer.scales)[limited]))
-        share = self.initial_radius / length if length > 0.0 else 1.0
-        return max(share * full.norm, float(np.finfo(np.float64).tiny))
-
-
-def _finished(state: FitState) -> StopReason | None:
-    """What the sums alone decide."""
-    sums = _sums(state)
-    if not sums.is_finite:
-        return StopReason.STALLED
-    if not state.free.any():
-        return StopReason.NOTHING_FREE
-    if sums.sse <= (8.0 * _EPS) ** 2 * state.signal:
-        return StopReason.EXACT_FIT
-    return None
-
-
-def _sums(state: FitState) -> NormalSums:
-    assert state.sums is not None
-    return state.sums
-
-
-def _scale(state: FitState) -> Floats:
-    assert state.scale is not None
-    return state.scale
-
-
-def _relative(trial: CgStep, sums: NormalSums) -> float:
-    return float(np.sqrt(max(trial.predicted, 0.0) / sums.sse)) if sums.sse > 0.0 else 0.0
 
 
 def _slope(state: FitState) -> float:
     """‖D⁻¹g‖ over the parameters that may move along −gradient."""
-    g, scale = _sums(state).jtr, _scale(state)
+    g, scale = sums_of(state).jtr, scale_of(state)
     inward = ~((state.theta == state.lower) & (g < 0.0)) & ~((state.theta == state.upper) & (g > 0.0))
     used = inward & (scale > 0.0)
     return float(np.linalg.norm(g[used] / scale[used]))
-
-
-def _noise(state: FitState) -> float:
-    """Rounding error of the sse (Cauchy–Schwarz): a residual carries eps times the size of y."""
-    sse = _sums(state).sse
-    return 4.0 * _EPS * (float(np.sqrt(sse) * np.sqrt(state.signal)) + sse)
-
-
-def _move(state: FitState, delta: Floats) -> Floats:
-    """θ + δ, exactly on a bound where the step reaches it."""
-    theta = state.theta + delta
-    theta = np.where(delta == state.lower - state.theta, state.lower, theta)
-    theta = np.where(delta == state.upper - state.theta, state.upper, theta)
-    return np.where(delta == 0.0, state.theta, np.clip(theta, state.lower, state.upper))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -37,7 +38,7 @@ def run(
     emit : callable
         Receives every event; may raise `StopFit` to end the phase.
     save : callable, optional
-        Receives the state after every step.
+        Receives the first state, and the state after every step, before their events are told.
     resumed : bool
         Whether `state` comes from a step of this very phase, so that there is nothing to begin.
 
@@ -56,6 +57,8 @@ def run(
     if not resumed:
         state, events = phase.init(state, objective)
     try:
+        if save is not None and not resumed:
+            save(state)
         while True:
             for event in events:
                 emit(event)
@@ -76,5 +79,5 @@ def run(
 def _anew(phase: Phase[FitState], state: FitState, objective: Objective) -> FitState:
     """The state measured again under changed weights; a limit that was reached stays reached."""
     limit = phase.stop(state) if phase.stop(state) in _LIMITS else None
-    fresh, _ = phase.init(replace(phase.best(state), sums=None), objective)
+    fresh, _ = phase.init(replace(phase.best(state), sums=None, first_sse=math.inf), objective)
     return replace(fresh, iteration=state.iteration, stop=limit or fresh.stop)

@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.covariance import Covariance, covariance
+from nlsq_nb.core.linsolve import column_norms
 from nlsq_nb.phases.state import FitState
+from nlsq_nb.phases.stationary import seen_parameters
+from nlsq_nb.phases.trial import sums_of
 
 __all__ = ["Outcome", "finalize"]
 
@@ -75,11 +78,16 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: f
     at_upper = (state.theta == state.upper) & state.free
     return Outcome(
         state,
-        covariance(state.sums.jtj, state.free, variance) if state.sums.order > 1 else _unknown(state),
+        _covariance(state, variance) if state.sums.order > 1 else _unknown(state),
         at_upper.astype(int) - at_lower.astype(int),
         dof,
         sse,
     )
+
+
+def _covariance(state: FitState, variance: float) -> Covariance:
+    h = sums_of(state).jtj
+    return covariance(h, state.free, variance, seen_parameters(state, column_norms(h)))
 
 
 def _unknown(state: FitState) -> Covariance:

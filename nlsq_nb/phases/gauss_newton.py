@@ -15,32 +15,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.linsolve import (
-    column_norms,
-    length,
-    principal,
-    rounding_error,
-    weak_directions,
-)
+from nlsq_nb.core.bounds import room_within
+from nlsq_nb.core.linsolve import column_norms, length, principal, rounding_error
 from nlsq_nb.core.quadratic import Quadratic, quadratic
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.core.trust_region import Step, next_radius
-from nlsq_nb.core.varpro import eliminable, has_room, room_within, schur
+from nlsq_nb.core.varpro import eliminable
 from nlsq_nb.events import Event, StepDone
 from nlsq_nb.phases.state import FitState, StopReason
+from nlsq_nb.phases.stationary import stationary_reason, weak_moves
+from nlsq_nb.phases.trial import (
+    ACCEPT,
+    SILENT,
+    first_radius,
+    is_stuck,
+    move,
+    reason_by_sums,
+    relative_offset,
+    rounding_of,
+    scale_of,
+    sums_of,
+)
 from nlsq_nb.protocols import Objective
 
 __all__ = ["GaussNewton"]
 
 Floats = NDArray[np.float64]
-_EPS = float(np.finfo(np.float64).eps)
-_TINY = float(np.finfo(np.float64).tiny)
-_ACCEPT = 1e-4  # least share of the predicted reduction that a trial must bring
 _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are worth a pass
-_SILENT = 1e-8  # y that is all zero has no scale: this share of the first sse stands for it
 _PROBES = 3  # looks around in one fit
-_MOVES = 8  # directions of one look: its passes must not grow with the parameters
-_PROBE = 0.03  # relative change of a parameter that a probe makes
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class GaussNewton:
         state = replace(
             state,
             sums=sums,
-            signal=state.signal or _SILENT * sums.sse,
+            signal=state.signal or SILENT * sums.sse,
             linear=linear,
             iteration=0,
             stop=None,
@@ -109,13 +111,13 @@ class GaussNewton:
             state, trial_sse, reach = self._probe(state, objective)
         else:
             state, trial_sse, reach = self._trial(state, objective)
-        slope = before.normalizer.scales * _sums(before).jtr
+        slope = before.normalizer.scales * sums_of(before).jtr
         event = StepDone(
             iteration=state.iteration,
             limit=self.max_iterations,
-            sse=_sums(state).sse,
+            sse=sums_of(state).sse,
             grad_norm=length(slope),
-            reduction=_sums(before).sse - trial_sse,
+            reduction=sums_of(before).sse - trial_sse,
             radius=reach,
             accepted=state.sums is not before.sums,
             theta=tuple(state.theta.tolist()),
@@ -124,19 +126,19 @@ class GaussNewton:
 
     def _trial(self, state: FitState, objective: Objective) -> tuple[FitState, float, float]:
         """Solve the subproblem, evaluate, accept or shrink; also the trial's sse and Δ in z."""
-        solved, sums = self._solved(state), _sums(state)
+        solved, sums = self._solved(state), sums_of(state)
         radius = state.radius if math.isfinite(state.radius) else self._first_radius(state, solved)
-        step = solved.step(_scale(state), radius)
-        theta = _move(state, step.delta)
+        step = solved.step(scale_of(state), radius)
+        theta = move(state, step.delta)
         at = self._settle(state, theta, objective(theta, 2), objective, trial=True)
         actual = state.relaxed - at.relaxed if at.solved is not None else -math.inf
         # the point itself must not be worse, however good its relaxed linear parameters would be
-        better = actual > _ACCEPT * step.predicted
+        better = actual > ACCEPT * step.predicted
         accepted = better and at.sums.sse <= sums.sse
-        if not better and at.solved is not None and abs(actual) <= (noise := _noise(state)):
+        if not better and at.solved is not None and abs(actual) <= (noise := rounding_of(state)):
             # only linear parameters moved, or the cost cannot tell the points apart any more and
             # the gradient still can
-            offset = _relative(at.solved.gain(_scale(state)), at.sums)
+            offset = relative_offset(at.solved.gain(scale_of(state)), at.sums)
             accepted = at.sums.sse < sums.sse - noise or offset < state.offset
         moved = length((step.delta / state.normalizer.scales)[~state.linear])
         reach = radius * moved / step.norm if step.norm > 0.0 else radius
@@ -157,7 +159,7 @@ class GaussNewton:
             theta=at.theta,
             sums=at.sums,
             relaxed=at.relaxed,
-            scale=np.maximum(_scale(state), solved.norms()),
+            scale=np.maximum(scale_of(state), solved.norms()),
             iteration=state.iteration + 1,
             radius=radius,
         )
@@ -189,7 +191,7 @@ class GaussNewton:
         return known
 
     def _solved(self, state: FitState) -> Quadratic:
-        return self._quadratic(state, state.theta, _sums(state))
+        return self._quadratic(state, state.theta, sums_of(state))
 
     def _settle(
         self,
@@ -212,14 +214,14 @@ class GaussNewton:
         gain = solved.relaxed_gain
         least = max(sums.sse - gain, 0.0)
         here = _Point(theta, sums, least, solved)
-        worse = trial and sums.sse > _sums(state).sse
+        worse = trial and sums.sse > sums_of(state).sse
         if True not in state.linear.tolist() or not (worse or gain > _POLISH * least):
             return here
         if trial and least >= state.relaxed:
             doubt = 4.0 * sums.sse * rounding_error(principal(sums.jtj, state.linear))
             if least >= state.relaxed + doubt:  # hopeless
                 return here
-        nearer = _move(replace(state, theta=theta), solved.relax().delta)
+        nearer = move(replace(state, theta=theta), solved.relax().delta)
         new = objective(nearer, 2)
         if not new.is_finite or new.sse > sums.sse:
             return _Point(theta, sums, sums.sse, solved)  # too ill-conditioned to be believed
@@ -235,59 +237,60 @@ class GaussNewton:
         parabola through the three. Where parameters are redundant nothing changes, and the point
         stands.
         """
-        start, noise, reach = _sums(state).sse, _noise(state), 0.0
+        start, noise, reach = sums_of(state).sse, rounding_of(state), 0.0
         state = replace(state, probes=state.probes + 1, iteration=state.iteration + 1)
         best = state
-        for move in _weak_moves(state, self.ridge):
-            reach = max(reach, length(move / state.normalizer.scales))
-            ahead = self._look(state, move, objective)
-            behind = self._look(state, -move, objective)
+        for way in weak_moves(state, self.ridge):
+            reach = max(reach, length(way / state.normalizer.scales))
+            ahead = self._look(state, way, objective)
+            behind = self._look(state, -way, objective)
             found = [best, ahead, behind]
-            bend = _sums(ahead).sse + _sums(behind).sse - 2.0 * start
+            bend = sums_of(ahead).sse + sums_of(behind).sse - 2.0 * start
             if math.isfinite(bend) and bend > noise:
-                vertex = 0.5 * (_sums(behind).sse - _sums(ahead).sse) / bend
-                found.append(self._look(state, vertex * move, objective))
-            best = min(found, key=lambda s: _sums(s).sse if _sums(s).is_finite else math.inf)
-            if _sums(best).sse < start - noise:
+                vertex = 0.5 * (sums_of(behind).sse - sums_of(ahead).sse) / bend
+                found.append(self._look(state, vertex * way, objective))
+            best = min(found, key=lambda s: sums_of(s).sse if sums_of(s).is_finite else math.inf)
+            if sums_of(best).sse < start - noise:
                 norms = self._solved(best).norms()
                 state = replace(best, scale=norms, radius=math.inf, settled=False)
-                return self._judge(state), _sums(state).sse, reach
-        return self._judge(replace(state, settled=True)), _sums(best).sse, reach
+                return self._judge(state), sums_of(state).sse, reach
+        return self._judge(replace(state, settled=True)), sums_of(best).sse, reach
 
-    def _look(self, state: FitState, move: Floats, objective: Objective) -> FitState:
+    def _look(self, state: FitState, way: Floats, objective: Objective) -> FitState:
         """The point at a distance, with the linear parameters at their best there."""
-        theta = np.clip(state.theta + move, state.lower, state.upper)
+        theta = move(state, way)
         sums = objective(theta, 2)
-        if not np.any(move[state.separable]):
+        if not np.any(way[state.separable]):
             state = replace(state, linear=eliminable(sums.jtj, state.separable))
         at = self._settle(state, theta, sums, objective)
         return replace(state, theta=at.theta, sums=at.sums, relaxed=at.relaxed)
 
     def _first_radius(self, state: FitState, solved: Quadratic) -> float:
-        """The D-norm of a step along the full one, `initial_radius` long in z."""
-        full = solved.step(_scale(state), math.inf)
-        # a parameter that starts at 0 has no scale that could limit it
-        first = state.theta if state.first is None else state.first
-        limited = ~state.linear & (first != 0.0)
-        reach = length((full.delta / state.normalizer.scales)[limited])
-        share = self.initial_radius / reach if reach > 0.0 else 1.0
-        norm = length((_scale(state) * full.delta)[~state.linear])
-        return max(share * norm, _TINY)
+        full = solved.step(scale_of(state), math.inf)
+        norm = length((scale_of(state) * full.delta)[~state.linear])
+        return first_radius(state, full.delta, norm, self.initial_radius)
 
     def _is_settled(self, state: FitState) -> bool:
         """Whether a stationary point needs no further look around."""
-        if state.settled or state.probes >= _PROBES or self._solved(state).is_regular():
+        if state.settled or state.probes >= _PROBES:
             return True
-        return not _weak_moves(state, self.ridge)
+        return self._solved(state).is_regular() or not weak_moves(state, self.ridge)
+
+    def _is_beside(self, state: FitState) -> bool:
+        """Whether one more step would end on a bound that the point is next to."""
+        if state.iteration >= self.max_iterations:
+            return False
+        there = move(state, self._solved(state).step(scale_of(state), math.inf).delta)
+        arrived = (there == state.lower) | (there == state.upper)
+        return bool((arrived & (there != state.theta)).any())
 
     def _stationary(
         self, state: FitState, offset: float, gain: float, accepted: bool
     ) -> StopReason | None:
         """The convergence test that the point passes, if any."""
         if offset <= self.tol:
-            seen = np.any(column_norms(_sums(state).jtj)[state.free])
-            return StopReason.RELATIVE_OFFSET if seen else StopReason.FLAT
-        if not accepted and gain <= _noise(state, cancelling=False):
+            return stationary_reason(state, column_norms(sums_of(state).jtj), self.tol)
+        if not accepted and gain <= rounding_of(state, cancelling=False):
             return StopReason.ROUNDING
         return None
 
@@ -295,99 +298,18 @@ class GaussNewton:
         self, state: FitState, trial: Step | None = None, accepted: bool = True
     ) -> FitState:
         """Set `offset` at the current point and `stop` when a test passes."""
-        sums = _sums(state)
+        sums = sums_of(state)
         if not sums.is_finite:
             return replace(state, stop=StopReason.STALLED)
-        gain = abs(self._solved(state).gain(_scale(state)))
-        offset = _relative(gain, sums)
-        doubtful, stop = False, self._stationary(state, offset, gain, accepted)
-        if True not in state.free.tolist():
-            stop = StopReason.NOTHING_FREE
-        elif sums.sse <= (8.0 * _EPS) ** 2 * state.signal:
-            stop = StopReason.EXACT_FIT
-        elif stop is not None:
+        gain = abs(self._solved(state).gain(scale_of(state)))
+        offset = relative_offset(gain, sums)
+        doubtful, stop = False, reason_by_sums(state)
+        if stop is None and (stop := self._stationary(state, offset, gain, accepted)) is not None:
             doubtful = not self._is_settled(state)
-            stop = None if doubtful else stop
-        elif not accepted and trial is not None and _is_stuck(state, trial):
+            if doubtful or (accepted and stop is StopReason.BOUNDED and self._is_beside(state)):
+                stop = None
+        elif stop is None and not accepted and trial is not None and is_stuck(state, trial.delta):
             stop = StopReason.STALLED
-        elif state.iteration >= self.max_iterations:
+        elif stop is None and state.iteration >= self.max_iterations:
             stop = StopReason.MAX_ITERATIONS
         return replace(state, offset=offset, doubtful=doubtful, stop=stop)
-
-
-def _is_stuck(state: FitState, trial: Step) -> bool:
-    """Whether steps have become too short to change the parameters."""
-    size = length((_scale(state) * state.theta)[state.free])
-    return bool(np.all(_move(state, trial.delta) == state.theta) or state.radius <= _EPS * size)
-
-
-def _sums(state: FitState) -> NormalSums:
-    assert state.sums is not None
-    return state.sums
-
-
-def _scale(state: FitState) -> Floats:
-    assert state.scale is not None
-    return state.scale
-
-
-def _relative(gain: float, sums: NormalSums) -> float:
-    """The relative offset: how much of the residuals a full step would remove.
-
-    A gain that rounding makes negative says as little as one of that size.
-    """
-    return math.sqrt(abs(gain) / sums.sse) if sums.sse > 0.0 else 0.0
-
-
-def _noise(state: FitState, *, cancelling: bool = True) -> float:
-    """Rounding error of the sse (Cauchy–Schwarz over the rows).
-
-    A residual carries eps times the size of y or, when `cancelling` counts, of the linear terms
-    that cancel to give it.
-    """
-    sums, scale = _sums(state), state.signal
-    if cancelling:
-        terms = (state.theta * column_norms(sums.jtj))[state.linear] ** 2
-        scale = float(np.max(terms, initial=scale))
-    return 4.0 * _EPS * math.sqrt(sums.sse) * math.sqrt(scale) + 4.0 * _EPS * sums.sse
-
-
-def _move(state: FitState, delta: Floats) -> Floats:
-    """θ + δ, exactly on a bound where the step reaches it."""
-    room = room_within(state.lower, state.upper, state.theta)
-    theta = state.theta + delta
-    if room is None or has_room(room, state.free, delta):
-        return theta
-    theta = np.where(delta == room[0], state.lower, theta)
-    theta = np.where(delta == room[1], state.upper, theta)
-    return np.where(delta == 0.0, state.theta, np.clip(theta, state.lower, state.upper))
-
-
-def _weak_moves(state: FitState, ridge: float) -> list[Floats]:
-    """Moves by some per cent that JᵀJ does not see; none where it is regular.
-
-    First those of the nonlinear parameters with the linear ones eliminated, then each parameter
-    without any derivative, then those of all parameters together.
-    """
-    h, free = _sums(state).jtj, state.free
-    norms = column_norms(h)
-    silent = np.flatnonzero(free & ~state.separable & (norms == 0.0))
-    if not len(silent) and not len(weak_directions(principal(h, free))):
-        return []
-    nonlinear = free & ~state.separable
-    found = []
-    if nonlinear.any():
-        reduced = schur(h, state.separable, nonlinear, ridge)
-        for part in weak_directions(reduced, at_least=1):
-            found.append(np.zeros_like(state.theta))
-            found[-1][nonlinear] = part
-    for k in silent:
-        found.append(np.zeros_like(state.theta))
-        found[-1][k] = 1.0
-    for part in weak_directions(principal(h, free)):
-        found.append(np.zeros_like(state.theta))
-        found[-1][free] = part
-    size = np.where(state.theta != 0.0, np.abs(state.theta), state.normalizer.scales)
-    largest = [float(np.max(np.abs(move) / size)) for move in found]
-    scaled = zip(found, largest, strict=True)
-    return [_PROBE / share * move for move, share in scaled if share][:_MOVES]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.errors import DataError
 from nlsq_nb.phases.state import FitState
+from nlsq_nb.protocols import Objective
 
-__all__ = ["restart", "setup"]
+__all__ = ["on_sample", "restart", "setup"]
 
 Floats = NDArray[np.float64]
 
@@ -106,3 +109,24 @@ def restart(state: FitState, theta: Floats) -> FitState:
         signal=state.signal,
         first=theta,
     )
+
+
+def on_sample(state: FitState, theta: Floats, objective: Objective) -> FitState:
+    """The state from which the sample's own fit is refined.
+
+    Parameters
+    ----------
+    state : FitState
+        Of the warm-up.
+    theta : ndarray, shape (p,)
+        Where it ended.
+    objective : Objective
+        Over all rows.
+
+    Returns
+    -------
+    FitState
+        Without sums, and with the sample's share of Σ w y².
+    """
+    signal = state.signal * objective.sample.weight / objective.weight
+    return replace(state, theta=theta, sums=None, signal=signal, warmup=None, stop=None, iteration=0)

@@ -21,6 +21,8 @@ class StopReason(Enum):
     """Why the iteration ended; the value is the sentence that users read."""
 
     RELATIVE_OFFSET = "the residuals are orthogonal to the model's tangent plane"
+    BOUNDED = "nothing is to be gained within the bounds: the optimum lies on one"
+    PARTLY_FLAT = "nothing more is to be gained, but the model does not change with every free parameter here"
     ROUNDING = "no further reduction of the sum of squares can be resolved in float64"
     EXACT_FIT = "the residuals are at rounding level"
     NOTHING_FREE = "every parameter is fixed by equal bounds"
@@ -35,6 +37,8 @@ class StopReason(Enum):
         """Whether a convergence test passed."""
         return self in (
             StopReason.RELATIVE_OFFSET,
+            StopReason.BOUNDED,
+            StopReason.PARTLY_FLAT,
             StopReason.ROUNDING,
             StopReason.EXACT_FIT,
             StopReason.NOTHING_FREE,

@@ -25,7 +25,7 @@ class Switching:
     plateau : float
         Relative change of the loss that counts as none.
     gradient : float
-        Norm of the gradient of the loss in normalised parameters, in units of the variance of y.
+        Norm of the gradient of the loss below which it counts as small, in the unit of the loss.
     criteria : tuple of str
         Which apply: "plateau", "gradient", "max_iter".
     """
@@ -58,9 +58,7 @@ class Switching:
         """
         return count + 1 if abs(before - after) <= self.plateau * abs(before) else 0
 
-    def verdict(
-        self, iteration: int, calm: int, gradient_norm: float, variance: float
-    ) -> WarmupStop | None:
+    def verdict(self, iteration: int, calm: int, gradient_norm: float) -> WarmupStop | None:
         """Why the warm-up is over.
 
         Parameters
@@ -70,17 +68,14 @@ class Switching:
         calm : int
             From `calm`.
         gradient_norm : float
-            ‖∂MSE/∂z‖ of the projected gradient.
-        variance : float
-            Of y; 0 leaves only a vanishing gradient.
+            ‖∂loss/∂z‖ of the projected gradient.
 
         Returns
         -------
         WarmupStop or None
             None to go on.
         """
-        steep = gradient_norm >= self.gradient * variance and gradient_norm > 0.0
-        if "gradient" in self.criteria and not steep:
+        if "gradient" in self.criteria and not gradient_norm >= self.gradient:
             return WarmupStop.GRADIENT
         if "plateau" in self.criteria and calm >= (_CALM if iteration < self.early else 1):
             return WarmupStop.PLATEAU

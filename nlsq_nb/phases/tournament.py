@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from nlsq_nb.config.global_search import GlobalOptimizationConfig
 from nlsq_nb.config.groups import MultistartOptions
 from nlsq_nb.core.sampling import candidates
-from nlsq_nb.errors import ConfigError
+from nlsq_nb.errors import ConfigError, NumericsError
 
 __all__ = ["Tournament", "TournamentSelector", "tournament"]
 
@@ -137,7 +137,11 @@ class TournamentSelector:
         )
 
     def run(
-        self, evaluate: Callable[[Floats, int], float], n_batches: int | None = None, top: int = 1
+        self,
+        evaluate: Callable[[Floats, int], float],
+        n_batches: int | None = None,
+        top: int = 1,
+        told: Callable[[Tournament], None] | None = None,
     ) -> Tournament:
         """Play all rounds.
 
@@ -145,13 +149,16 @@ class TournamentSelector:
         ----------
         evaluate : callable
             ``evaluate(theta, batch)``: the mean loss at theta (p,) over a batch of the data; the
-            batches are numbered from 0. Not finite, or an `ArithmeticError`, where there is none.
+            batches are numbered from 0. Not finite, or a `NumericsError`, where there is none; any
+            other exception is passed on.
         n_batches : int, optional
             Batches there are; rounds × batches_per_round by default. With more, those evenly
             spaced are used; with fewer, the rounds have fewer each or end early. Each round takes
             its batches from all over the data.
         top : int
             Points to be left at the end.
+        told : callable, optional
+            Receives how things stand before the first round and after each.
 
         Returns
         -------
@@ -169,7 +176,8 @@ class TournamentSelector:
         there = most if n_batches is None else n_batches
         _require_positive("n_batches", there)
         plan = _schedule(there, min(there, most), rounds)
-        return self._play(([_at(evaluate, k) for k in batches] for batches in plan), top)
+        rounds_of_losses = ([_at(evaluate, k) for k in batches] for batches in plan)
+        return self._play(rounds_of_losses, top, told)
 
     def select(
         self, evaluate: Callable[[Floats, int], float], n_batches: int | None = None, top: int = 1
@@ -224,14 +232,27 @@ class TournamentSelector:
     def _first(played: Tournament, top: int) -> Floats:
         return played.candidates[list(played.ranking[:top])]
 
-    def _play(self, rounds: Iterable[Iterable[Loss]], top: int) -> Tournament:
+    def _play(
+        self,
+        rounds: Iterable[Iterable[Loss]],
+        top: int,
+        told: Callable[[Tournament], None] | None = None,
+    ) -> Tournament:
         """Rounds of losses, which are taken one by one: only one batch has to be at hand."""
         _require_positive("top", top)
         n = len(self.candidates)
+        points = self.candidates.copy()
         total, seen = [0.0] * n, np.zeros(n)  # floats of Python: an overflow is inf, unannounced
         left = list(range(n))
         history = [tuple(left)]
         calls = 0
+
+        def standing() -> Tournament:
+            mean = np.divide(total, seen, out=np.full(n, np.nan), where=seen > 0)
+            return Tournament(points, mean, tuple(history), calls)
+
+        if told is not None:
+            told(standing())
         for losses in rounds:
             if len(left) <= top:
                 break
@@ -246,8 +267,9 @@ class TournamentSelector:
                 break
             left = self._survivors(left, total, top)
             history.append(tuple(left))
-        mean = np.divide(total, seen, out=np.full(n, np.nan), where=seen > 0)
-        return Tournament(self.candidates.copy(), mean, tuple(history), calls)
+            if told is not None:
+                told(standing())
+        return standing()
 
     def _survivors(self, left: list[int], total: list[float], top: int) -> list[int]:
         """Those who stay after a round; all of them have seen the same batches."""
@@ -267,6 +289,7 @@ def tournament(
     o: MultistartOptions,
     n_batches: int | None = None,
     seed: int = 0,
+    told: Callable[[Tournament], None] | None = None,
 ) -> Tournament:
     """A tournament between p0 and points around it.
 
@@ -285,6 +308,8 @@ def tournament(
         Batches there are; as many as are wanted by default.
     seed : int
         Of the sampler.
+    told : callable, optional
+        As in `TournamentSelector.run`.
 
     Returns
     -------
@@ -294,13 +319,13 @@ def tournament(
     Raises
     ------
     ConfigError
-        For a p0 that is not finite or outside its bounds.
+        For a p0 that is not finite or outside its bounds, or more points than can be held.
     """
     points = candidates(p0, *bounds, o.n_starts, o.sampler, o.center, o.scale, seed)
     selector = TournamentSelector(
         points, rounds=o.rounds, fraction=o.fraction, batches_per_round=o.batches
     )
-    return selector.run(evaluate, n_batches)
+    return selector.run(evaluate, n_batches, told=told)
 
 
 def _schedule(n_batches: int, n_used: int, rounds: int) -> Iterator[Sequence[int]]:
@@ -314,10 +339,10 @@ def _at(evaluate: Callable[[Floats, int], float], batch: int) -> Loss:
 
 
 def _measure(loss: Loss, theta: Floats) -> float:
-    """The loss, inf where it cannot be had; theta is the caller's to keep."""
+    """The loss, inf where it is not finite; theta is the caller's to keep."""
     try:
         value = float(loss(theta.copy()))
-    except ArithmeticError:
+    except NumericsError:  # no other: a division by zero in the user's function is for the user
         return math.inf
     return value if math.isfinite(value) else math.inf
 

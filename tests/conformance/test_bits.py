@@ -80,6 +80,18 @@ def test_lower_orders_are_the_same_bits_for_any_threads_and_chunks():
         same_bits(total(get_backend("cpu", 2), FEW, columns, order, step=3 * BLOCK), one)
 
 
+@pytest.mark.parametrize("model", MODELS, ids=IDS)
+def test_products_with_a_vector_are_the_same_bits_for_any_threads(model):
+    x, y, w = rows(model)
+    chunk, theta = Chunk(0, (x,), (y,), (w,)), theta_of(model)
+    found = []
+    for threads in (1, 2, 4):
+        backend = get_backend("cpu", threads)
+        kernel = backend.compile(model.program, x.dtype)
+        found += [backend.matvec(kernel, chunk, theta, theta[::-1]).tobytes() for _ in range(3)]
+    assert len(set(found)) == 1
+
+
 def test_order_of_rows_shows_in_the_bits():
     """Else the tests above could not fail."""
     x, y, w = rows(FEW)

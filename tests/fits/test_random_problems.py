@@ -11,6 +11,7 @@ from scipy.optimize import lsq_linear
 
 from nlsq_nb import Model, curve_fit
 from nlsq_nb.backends.reference import ReferenceBackend
+from nlsq_nb.core.penalties import group_variance
 from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.phases.state import StopReason
 from nlsq_nb.sources.arrays import ArraySource
@@ -55,6 +56,25 @@ OPTIONS = [
     {"enable_warm_start_detection": False, "enable_cost_guard": False},
     {"warmup_sample_size": 15},
     {"method": "trf"},
+    {"active_switching_criteria": [], "warmup_iterations": 20, "max_warmup_iterations": 40},
+    {"active_switching_criteria": ["plateau"]},
+    {"active_switching_criteria": ["gradient"], "max_warmup_iterations": 200},
+    {"active_switching_criteria": ["plateau", "max_iter"], "separable": False},
+    {"enable_multistart": True, "n_starts": 4, "elimination_rounds": 1},
+    {"cg_param_threshold": 1},
+    {"cg_param_threshold": 1, "enable_warm_start_detection": False, "lbfgs_line_search": "strong_wolfe"},
+    {"gradient_clip_value": 1e-3},
+    {"gradient_clip_value": 10.0, "separable": False},
+    {"normalization_strategy": "none"},
+    {"normalization_strategy": "bounds", "separable": False},
+    {"normalization_strategy": "p0", "lbfgs_line_search": "backtracking"},
+    {"enable_group_variance_regularization": True, "group_variance_indices": [(0, 2)]},
+    {
+        "enable_group_variance_regularization": True,
+        "group_variance_indices": [(0, 2)],
+        "group_variance_lambda": 1e3,
+        "separable": False,
+    },
 ]
 
 
@@ -82,9 +102,16 @@ def problems(draw):
     return family, x, y, sigma, start, bounds, draw(st.sampled_from(OPTIONS))
 
 
-def sums_at(family, source, theta):
+def strength(options):
+    """λ of the penalty on the variance of the first two parameters."""
+    on = options.get("enable_group_variance_regularization", False)
+    return options.get("group_variance_lambda", 0.01) if on else 0.0
+
+
+def sums_at(family, source, theta, options):
     backend = ReferenceBackend()
-    return LocalEngine(backend, backend.compile(family.model.program, source.dtype), source).run(theta, 2)
+    sums = LocalEngine(backend, backend.compile(family.model.program, source.dtype), source).run(theta, 2)
+    return sums + group_variance(theta, [(0, 2)], strength(options), source.n_rows)
 
 
 def offset(sums, free):
@@ -101,11 +128,15 @@ def offset(sums, free):
     return float(np.sqrt(np.sum(parts) / sums.sse))
 
 
-def offset_within(family, source, result):
+def offset_within(family, source, result, options):
     """The same where a bound cuts the full step short: the best of the tangent plane within the bounds."""
     x, y = source._columns.x[0], source._columns.y[0]
     w = np.broadcast_to(source.root_weights(), y.shape)
     r, jac = w * (y - family.model(x, *result.popt)), w[:, None] * family.model.jacobian(x, *result.popt)
+    if weight := strength(options) * source.n_rows:  # the penalty as a row, since two members have one deviation
+        row = np.zeros(len(result.popt))
+        row[:2] = 0.5 * np.sqrt(weight), -0.5 * np.sqrt(weight)
+        r, jac = np.append(r, -row @ result.popt), np.vstack([jac, row])
     norms = np.linalg.norm(jac, axis=0)
     used = (norms > 0.0) & (result.bounds[0] < result.bounds[1])
     room = [np.minimum(((side - result.popt) * norms)[used], 1e300) for side in result.bounds]
@@ -113,9 +144,9 @@ def offset_within(family, source, result):
     return float(np.linalg.norm(jac[:, used] / norms[used] @ step) / np.linalg.norm(r))
 
 
-def is_stationary(family, source, result):
+def is_stationary(family, source, result, options):
     """The projected-gradient test, recomputed."""
-    sums, (low, high) = sums_at(family, source, result.popt), result.bounds
+    sums, (low, high) = sums_at(family, source, result.popt, options), result.bounds
     held = ((result.popt == low) & (sums.jtr < 0.0)) | ((result.popt == high) & (sums.jtr > 0.0))
     free = (low < high) & ~held
     w = source.root_weights() ** 2
@@ -123,7 +154,7 @@ def is_stationary(family, source, result):
     signal = float(np.sum(w * y * y))
     found = offset(sums, free)
     if found > OFFSET and np.isfinite([low, high]).any():
-        found = offset_within(family, source, result)
+        found = offset_within(family, source, result, options)
     if found <= OFFSET:
         return True
     # a gain that the sse cannot show: √sse·√signal is what rounding of y leaves in it; linear terms that cancel leave
@@ -144,15 +175,26 @@ def check(problem):
         result = curve_fit(family.model, x, y, start, sigma, bounds=bounds or (-np.inf, np.inf), **options)
     low, high = result.bounds
     assert ((low <= result.popt) & (result.popt <= high)).all()
-    at_start, at_end = (sums_at(family, source, theta).sse for theta in (start, result.popt))
+    at_start, at_end = (sums_at(family, source, theta, options).sse for theta in (start, result.popt))
+    penalty = group_variance(result.popt, [(0, 2)], strength(options), len(y)).sse
     signal = float(np.sum((source.root_weights() * y) ** 2))
     noise = 16.0 * EPS * np.sqrt(signal * min(at_start, at_end)) + (16.0 * EPS) ** 2 * signal  # of an sse near zero
-    assert at_end == pytest.approx(result.sse, rel=1e-9, abs=noise)
+    assert at_end - penalty == pytest.approx(result.sse, rel=1e-9, abs=noise + 16.0 * EPS * penalty)
     assert at_end <= at_start * (1.0 + 1e-12) + (noise if at_start <= 1e-24 * signal else 0.0)
     assert result.success is result.status.success
     if result.success:
-        assert is_stationary(family, source, result)
+        assert is_stationary(family, source, result, options)
+    assert_none_beside_a_bound(result, sums_at(family, source, result.popt, options))
     return result
+
+
+def assert_none_beside_a_bound(result, sums):
+    """A parameter that its bound stops stands on it, and not beside it by rounding."""
+    pull = sums.jtr / np.maximum(np.sqrt(np.diagonal(sums.jtj) * sums.sse), 1e-300)
+    for bound, outward in zip(result.bounds, (-pull, pull), strict=True):
+        apart = np.abs(np.where(np.isfinite(bound), result.popt - bound, np.inf))
+        stopped = (outward > OFFSET) & (apart <= 1e-12 * (1.0 + np.abs(result.popt)))
+        assert (apart[stopped] == 0.0).all()
 
 
 SETTINGS = settings(
@@ -167,8 +209,9 @@ def success_rate(examples):
     @settings(SETTINGS, max_examples=examples)
     @given(problems())
     def note(problem):
-        family, x, y, sigma, start, *_ = problem
-        assume(sums_at(family, ArraySource(x, y, sigma), start).is_finite)  # else it is an error, of other tests
+        family, x, y, sigma, start, _, options = problem
+        # else it is an error, of other tests
+        assume(sums_at(family, ArraySource(x, y, sigma), start, options).is_finite)
         found.append(check(problem).success)
 
     note()
@@ -201,9 +244,38 @@ def test_the_offset_sees_what_it_should():
     source = ArraySource(x, y)
     result = curve_fit(family.model, x, y, [3.0, 1.0, 0.0])
     every = np.ones(3, dtype=bool)
-    assert is_stationary(family, source, result)
-    assert offset(sums_at(family, source, result.popt), every) < 1e-8
+    assert is_stationary(family, source, result, {})
+    assert offset(sums_at(family, source, result.popt, {}), every) < 1e-8
     for k in range(3):
         theta = result.popt.copy()
         theta[k] += 1e-3 * result.perr[k]
-        assert offset(sums_at(family, source, theta), every) > 1e-5
+        assert offset(sums_at(family, source, theta, {}), every) > 1e-5
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10_000))
+def test_parameters_that_end_on_a_bound_equal_it(seed):
+    """Of separable models whose optimum lies outside the bounds."""
+    rng = np.random.default_rng(seed)
+    family = FAMILIES[rng.integers(len(FAMILIES))]
+    p = family.model.n_params
+    x = np.sort(rng.uniform(0.01, 5.0, rng.integers(p + 1, 60)))
+    truth = rng.uniform(0.3, 3.0, p) * (rng.choice([1.0, 1.0, -1.0], p) if rng.random() < 0.5 else 1.0)
+    y = family.model(x, *truth) + rng.choice([1e-3, 0.05, 0.5]) * rng.normal(size=len(x))
+    assume(np.isfinite(y).all())
+    low, high = np.full(p, -np.inf), np.full(p, np.inf)
+    for k in range(p):
+        kind = rng.integers(4)
+        if kind == 0:
+            low[k] = truth[k] + rng.uniform(0.01, 0.5)
+        elif kind == 1:
+            high[k] = truth[k] - rng.uniform(0.01, 0.5)
+    start = np.clip(truth * np.exp(0.4 * rng.normal(size=p)), low, high)
+    options = {
+        "lbfgs_line_search": ["wolfe", "strong_wolfe", "backtracking"][rng.integers(3)],
+        "normalization_strategy": ["auto", "p0", "bounds", "none"][rng.integers(4)],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = curve_fit(family.model, x, y, start, bounds=(low, high), **options)
+    assert_none_beside_a_bound(result, sums_at(family, ArraySource(x, y), result.popt, {}))

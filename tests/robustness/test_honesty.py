@@ -2,12 +2,13 @@
 
 import json
 import logging
+import re
 import threading
 
 import numpy as np
 import pytest
 
-from nlsq_nb import ConvergenceWarning, CovarianceWarning, DataError, Model, ModelError, curve_fit
+from nlsq_nb import ConfigError, ConvergenceWarning, CovarianceWarning, DataError, Model, ModelError, curve_fit
 
 X = np.linspace(0.0, 10.0, 50)
 
@@ -158,3 +159,157 @@ def test_the_constant_e_is_pointed_out():
     fitted = curve_fit(Model("a + b*x + e*x**2", params=("a", "b", "e")), X, 1 + X + X**2, backend="reference")
     assert fitted.popt[2] == pytest.approx(1)
     assert fitted.notes == ()
+
+
+# -- columns that are nothing but rounding, or less -------------------------------------------------
+ROUTES = [{}, {"separable": False}, {"cg_param_threshold": 1}]
+
+
+@pytest.mark.parametrize("options", ROUTES)
+def test_derivatives_whose_squares_underflow_count_as_zero(options):
+    y = 2 * X + 1 + np.sin(3 * X)
+    with pytest.warns(CovarianceWarning, match=r"for a$"):
+        result = curve_fit("a*x*1e-200 + c", X, y, **options)
+    # the residuals are anything but orthogonal to x, and nobody says so
+    assert result.status.name == "PARTLY_FLAT"
+    assert result.popt[0] == 1.0
+    assert result.popt[1] == pytest.approx(y.mean())
+    assert np.isinf(result.perr[0])
+    assert result.perr[1] == pytest.approx(y.std(ddof=2) / np.sqrt(50), rel=0.02)
+    with pytest.warns(ConvergenceWarning, match="does not change with any free parameter"), pytest.warns(
+        CovarianceWarning
+    ):
+        assert not curve_fit("a*x*1e-200", X, y, **options).success
+
+
+@pytest.mark.parametrize("options", ROUTES)
+@pytest.mark.parametrize("model", ["a*exp(-b*x) + c", "a*sin(b*x) + c"])
+def test_constant_y_determines_no_rate(model, options):
+    with pytest.warns(CovarianceWarning):
+        result = curve_fit(model, X, np.full(50, 3.0), [1, 1, 1], **options)
+    assert result.sse < 1e-25
+    error = dict(zip(result.names, result.perr, strict=True))
+    # either the amplitude is zero and the rate is anything, or the rate is and makes a constant of the term
+    assert np.isinf(error["b"]) or (np.isinf(error["a"]) and abs(result.popt[1]) < 1e-12)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-9, 1.0, 1e9, 1e12])
+@pytest.mark.parametrize("options", ROUTES)
+def test_small_units_are_not_taken_for_rounding(unit, options):
+    y = 3 * np.exp(-0.5 * X) + 1 + 0.1 * np.sin(7 * X)
+    plain = curve_fit("a*exp(-b*x) + c", X, y, [2, 1, 0.5], **options)
+    scaled = curve_fit("a*exp(-b*x) + c", X / unit, y * unit, [2 * unit, unit, 0.5 * unit], **options)
+    np.testing.assert_allclose(scaled.popt / unit, plain.popt, rtol=1e-6)
+    np.testing.assert_allclose(scaled.perr / unit, plain.perr, rtol=1e-6)
+    assert scaled.status is plain.status
+
+
+def test_a_linear_parameter_may_be_of_any_size():
+    y = 2 * X + 1 + np.sin(3 * X)
+    plain = curve_fit("a*x + c", X, y)
+    result = curve_fit("a*x*1e-120 + c", X, y)
+    np.testing.assert_allclose(result.popt / [1e120, 1], plain.popt)
+    np.testing.assert_allclose(result.perr / [1e120, 1], plain.perr)
+
+
+# -- an optimum on a bound ---------------------------------------------------------------------------
+@pytest.mark.parametrize("options", [*ROUTES, {"method": "trf"}])
+def test_an_optimum_on_a_bound_is_not_said_to_be_orthogonal(options):
+    y = 3 * np.exp(-0.5 * X) + 1 + 0.1 * np.sin(7 * X)
+    result = curve_fit("a*exp(-b*x) + c", X, y, [2, 1, 0.5], bounds=([0, 0, 0], [2.5, 9, 9]), **options)
+    assert result.success
+    assert result.status.name == "BOUNDED"
+    assert "orthogonal" not in result.message
+    assert result.popt[0] == 2.5
+    assert result.active_mask.tolist() == [1, 0, 0]
+    assert json.loads(result.to_json())["status"] == "BOUNDED"
+    assert result.message in result.report()
+    inside = curve_fit("a*exp(-b*x) + c", X, y, [2, 1, 0.5], bounds=([0, 0, 0], [9, 9, 9]), **options)
+    assert inside.status.name == "RELATIVE_OFFSET"
+
+
+# -- penalties that leave nothing of the data --------------------------------------------------------
+TIED = {"enable_group_variance_regularization": True, "group_variance_indices": [(0, 2)]}
+
+
+@pytest.mark.parametrize("options", [{}, {"separable": False}])
+@pytest.mark.parametrize("strength", 10.0 ** np.arange(4, 12))
+def test_a_strong_penalty_ends_where_the_members_are_equal(strength, options):
+    y = 2 * X + 0.7 * X**2 + 1 + np.sin(3 * X)
+    tied = curve_fit("a*(x + x**2) + c", X, y)
+    result = curve_fit("a*x + b*x**2 + c", X, y, group_variance_lambda=strength, **TIED, **options)
+    assert result.success
+    np.testing.assert_allclose(result.popt, tied.popt[[0, 0, 1]], rtol=1e-8 + 1e4 / strength)
+    assert result.sse == pytest.approx(tied.sse, rel=1e-8 + 1e4 / strength)
+
+
+@pytest.mark.parametrize("options", ROUTES)
+@pytest.mark.parametrize("strength", [1e6, 1e9, 1e11])
+def test_a_strong_penalty_on_a_curved_model_ends_there_too(strength, options):
+    y = 2 * np.exp(-0.5 * X) + 3 * np.exp(-0.45 * X) + 0.05 * X + 0.05 * np.sin(9 * X)
+    every = {"enable_group_variance_regularization": True, "group_variance_indices": [(0, 5)]}
+    tied = curve_fit("2*t*exp(-t*x) + t*x", X, y, [0.3])
+    result = curve_fit("a*exp(-b*x) + c*exp(-d*x) + k*x", X, y, [1, 0.3, 2, 0.6, 0.1],
+                       group_variance_lambda=strength, **every, **options)  # fmt: skip
+    assert result.success
+    np.testing.assert_allclose(result.popt, tied.popt[0], rtol=1e-6 + 1e4 / strength)
+
+
+@pytest.mark.parametrize("options", ROUTES)
+@pytest.mark.parametrize("strength", [1e16, 1e30, 1e300])
+def test_a_penalty_beyond_float64_is_refused(strength, options):
+    y = 2 * X + 0.7 * X**2 + 1 + np.sin(3 * X)
+    with pytest.raises(ConfigError, match=r"group_variance_lambda=1e\+\d+ is more .* use at most") as told:
+        curve_fit("a*x + b*x**2 + c", X, y, group_variance_lambda=strength, **TIED, **options)
+    usable = float(re.search(r"at most ([\d.e+]+)", str(told.value))[1])
+    assert usable > 1e10
+    assert curve_fit("a*x + b*x**2 + c", X, y, group_variance_lambda=usable, **TIED).success
+
+
+def test_a_poor_start_does_not_make_a_penalty_too_strong():
+    y = 5 * np.exp(-((X - 4) ** 2))
+    curve_fit("a*exp(-(x - m)**2/s**2)", X, y, [1, 40, 1], bounds=([0, 0, 0.1], [9, 50, 9]),
+              group_variance_lambda=1e3, enable_multistart=True, **TIED)  # fmt: skip
+
+
+# -- functions that write into what they are given ----------------------------------------------------
+def shifts(x, a, b):
+    x -= 1.0
+    return a * x + b
+
+
+def adds(x, a, b):
+    return np.add(a * x, b, out=x)
+
+
+@pytest.mark.parametrize("f", [shifts, adds])
+@pytest.mark.parametrize("jac", ["2-point", "3-point", "cs"])
+def test_a_function_that_changes_x_is_told_so(f, jac):
+    x = X.copy()
+    with pytest.raises(ModelError, match=r"^f changes its argument x in place .*return"):
+        curve_fit(f, x, 2 * X + 1, [1, 1], jac=jac)
+    np.testing.assert_array_equal(x, X)
+
+
+def test_a_jacobian_that_changes_x_is_told_so():
+    def jac(x, a, b):
+        x *= 1.0
+        return np.stack([x, np.ones_like(x)], axis=1)
+
+    x = X.copy()
+    with pytest.raises(ModelError, match=r"^jac changes its argument x in place"):
+        curve_fit(lambda x, a, b: a * x + b, x, 2 * X + 1, [1, 1], jac=jac)
+    np.testing.assert_array_equal(x, X)
+    table = np.stack([X, X**2])
+    with pytest.raises(ModelError, match="x in place"):
+        curve_fit(lambda x, a, b: np.multiply(x, a, out=x)[0] + b, table, X, [1, 1], jac="3-point")
+    np.testing.assert_array_equal(table, np.stack([X, X**2]))
+
+
+def test_other_errors_of_a_function_are_its_own():
+    def f(x, a):
+        raise ValueError("no such thing")
+
+    with pytest.raises(ValueError, match="no such thing") as told:
+        curve_fit(f, X, X, [1], jac="3-point")
+    assert not isinstance(told.value, ModelError)

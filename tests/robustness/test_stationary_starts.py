@@ -46,16 +46,3 @@ def test_conjugate_gradients_from_the_optimum():
         assert result.success
         assert result.nfev < 100
         np.testing.assert_allclose(result.popt, best, rtol=1e-8)
-
-
-def test_ctrl_c_ends_a_multistart():
-    calls = []
-
-    def model(x, a, b):
-        calls.append(None)
-        if len(calls) == 120:
-            raise KeyboardInterrupt
-        return a * np.exp(-b * x)
-
-    with pytest.raises(KeyboardInterrupt):
-        curve_fit(model, X, 3 * np.exp(-0.7 * X), [1, 1], jac="3-point", enable_multistart=True)

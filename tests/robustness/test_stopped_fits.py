@@ -353,18 +353,77 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
         curve_fit(MODEL, X, Y, POOR, resume_from_checkpoint=tmp_path)
 
 
-def test_telemetry_of_a_resumed_fit_is_that_of_its_own_run(tmp_path):
-    options, extra = PROBLEMS["all parameters"]
-    whole = own(fit_with(options, extra)).get_recent_events(1000)
+def everything(result):
+    telemetry = own(result)
+    return counted(telemetry), telemetry.get_trigger_rates(), telemetry.get_summary()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
+def test_telemetry_of_a_resumed_fit_is_that_of_the_whole_fit(tmp_path, problem, share):
+    options, extra = PROBLEMS[problem]
+    whole = fit_with(options, extra)
     reset_defense_telemetry()
-    killed(tmp_path, options, extra, 5)
-    before = counted(get_defense_telemetry())
+    killed(tmp_path, options, extra, max(1, round(share * whole.nit)))
     result = fit_with(options, extra, resume_from_checkpoint=tmp_path)
-    after = own(result)
-    assert after.total_warmup_calls == 0  # it had begun before
-    shared = get_defense_telemetry()
-    assert shared.export_metrics() == added([before[0], after.export_metrics()])
-    assert [(e["type"], e["data"]) for e in whole] == counted(shared)[1]
+    assert own(result).total_warmup_calls == 1
+    assert everything(result) == everything(whole)
+    # the process has seen each event once, before the kill or after the resumption
+    assert counted(get_defense_telemetry()) == counted(own(whole))
+
+
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_telemetry_of_a_fit_resumed_after_ctrl_c_has_no_event_twice(tmp_path, every):
+    """The last state is written when Ctrl-C comes, amid the passes of the next step."""
+    calls = []
+
+    def model(x, a, b, c):
+        calls.append(None)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return a * np.exp(-b * x) + c
+
+    def run(**more):
+        calls.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return curve_fit(model, X, Y, POOR, jac="3-point", separable=False, **more)
+
+    at = 0
+    whole = run()
+    for moment in (len(calls) // 5, len(calls) // 2):
+        at = moment
+        stopped = run(checkpoint_dir=tmp_path, checkpoint_frequency=every)
+        assert stopped.status is StopReason.INTERRUPTED
+        at = 0
+        result = run(resume_from_checkpoint=tmp_path)
+        same(result, whole)
+        assert everything(result) == everything(whole)
+        assert result.nfev == whole.nfev
+
+
+def test_a_checkpoint_of_another_release_is_refused(tmp_path, monkeypatch):
+    options, extra = PROBLEMS["all parameters"]
+    with monkeypatch.context() as patch:
+        patch.setattr("nlsq_nb.fitting.beside", lambda *_: {"passes": 3, "history": []})
+        killed(tmp_path, options, extra, 5)
+    with pytest.raises(CheckpointError, match=r"another release .*multistart.* start afresh"):
+        fit_with(options, extra, resume_from_checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("p0", [[4.97480136, 0.49754672, 1.00100807], "optimum"])
+def test_a_fit_without_steps_leaves_a_checkpoint(tmp_path, p0):
+    options = {"separable": False, "gauss_newton_tol": 1e-4}
+    start = curve_fit(MODEL, X, Y, POOR).popt if p0 == "optimum" else p0
+    whole = curve_fit(MODEL, X, Y, start, **options)
+    assert whole.nit == 0
+    curve_fit(MODEL, X, Y, start, checkpoint_dir=tmp_path, **options)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["checkpoint_phase1_iter0.h5", "checkpoint_phase2_iter0.h5"]
+    for name in files:
+        result = curve_fit(MODEL, X, Y, start, resume_from_checkpoint=tmp_path / name, **options)
+        same(result, whole)
+        assert everything(result) == everything(whole)
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------

@@ -115,3 +115,24 @@ def test_nearly_dependent_columns_give_large_errors_not_small_ones():
         inverse = np.linalg.inv(np.linalg.qr(close)[1])
         np.testing.assert_allclose(errors, np.linalg.norm(inverse, axis=1), rtol=1e-2)
         assert errors.min() > 0.05 / size
+
+
+def test_parameters_that_are_not_seen_are_undetermined():
+    jac = random_jacobian(3, 4)
+    seen = np.array([True, False, True, True])
+    found = covariance(jac.T @ jac, everything(4), 2.0, seen)
+    np.testing.assert_array_equal(found.undetermined, ~seen)
+    assert np.isinf(found.matrix[1, 1])
+    rest = np.linalg.inv(jac[:, seen].T @ jac[:, seen])
+    np.testing.assert_allclose(found.matrix[np.ix_(seen, seen)], 2.0 * rest, rtol=1e-9)
+    fixed = np.array([True, True, False, True])
+    assert covariance(jac.T @ jac, fixed, 2.0, seen & fixed).matrix[2, 2] == 0.0
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-5, 0.0])
+def test_a_small_part_in_an_undetermined_direction_is_one(share):
+    # (1, share, -1, 0) is a direction without curvature: an exact zero times any share of it is infinite
+    jac = random_jacobian(5, 4)
+    jac[:, 2] = jac[:, 0] + share * jac[:, 1]
+    found = covariance(jac.T @ jac, everything(4), 1.0)
+    np.testing.assert_array_equal(found.undetermined, [True, share > 0.0, True, False])

@@ -155,7 +155,7 @@ def test_other_exceptions_are_passed_on(phase):
 def test_a_resumed_phase_goes_on_without_beginning_anew(phase):
     states, whole = [], []
     end = run(phase, start(), Decay(), whole.append, save=states.append)
-    for state in states[: -1 : max(1, len(states) // 6)]:
+    for state in [states[0], *states[1 : -1 : max(1, len(states) // 6)]]:
         objective, rest = Decay(), []
         again = run(phase, state, objective, rest.append, resumed=True)
         assert again.theta.tobytes() == end.theta.tobytes()

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nlsq_nb.core.bounds import room_within
 from nlsq_nb.core.factor import factorize, split
 from nlsq_nb.core.linsolve import column_norms, column_scaled, weak_directions
 from nlsq_nb.core.quadratic import quadratic
 from nlsq_nb.core.trust_region import trust_region_step
-from nlsq_nb.core.varpro import eliminable, reduced_step, room_within
+from nlsq_nb.core.varpro import eliminable, reduced_step
 
 INF = np.inf
 seeds = st.integers(0, 2**32 - 1)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_nb.core.penalties import group_variance
+from nlsq_nb.core.penalties import group_variance, largest_strength
 from nlsq_nb.core.sums import NormalSums
 
 GROUPS = [[(0, 5)], [(0, 2), (2, 5)], [(1, 4), (2, 5)], [(3, 4)]]
@@ -64,3 +64,19 @@ def test_equal_members_cost_nothing():
     assert found.sse == 0.0
     assert not found.jtr.any()
     np.testing.assert_allclose(found.jtj @ np.ones(4), 0.0, atol=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.sampled_from([1e-15, 1e-9, 1e-3, 1.0]))
+def test_rounding_of_the_mean_pulls_no_group_to_one_side(seed, m, apart):
+    """Else the pull, times λ, moves the whole group where the data are weak beside the penalty."""
+    theta = 1.7 + apart * np.random.default_rng(seed).normal(size=m)
+    pull = group_variance(theta, [(0, m)], 1.0, m).jtr
+    # of θ, 1.7, rounding would leave some 1e-16
+    assert abs(pull.sum()) <= 4 * m * np.finfo(float).eps * np.abs(pull).sum()
+
+
+def test_the_largest_strength_is_that_of_the_weakest_group():
+    curvature = np.array([1.0, 4.0, 0.0, 9.0, 0.0])
+    assert largest_strength(curvature, [(0, 2)]) == 4e10
+    assert largest_strength(curvature, [(0, 1), (2, 4)]) == 1e10
+    assert largest_strength(curvature, [(4, 5)]) == np.inf

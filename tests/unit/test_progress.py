@@ -17,6 +17,10 @@ from nlsq_nb.events import (
     PassProgress,
     PhaseDone,
     PhaseStarted,
+    RoundPlayed,
+    StartChosen,
+    StartFitted,
+    StartsDrawn,
     StepClipped,
     StepDone,
     StepModeChosen,
@@ -86,6 +90,24 @@ VERBOSE_1 = [
 ]
 
 
+STARTS = (
+    StartsDrawn(np.ones((4, 3)), 2),
+    RoundPlayed(1, 2, 2, np.array([3.0, np.inf, 1.5, 2.0]), (0, 2)),
+    RoundPlayed(2, 2, 2, np.array([2.5, np.inf, 1.25, 2.0]), (2,)),
+    StartFitted(1, 2, 2, 4.789448, 1, "converged", THETA),
+    StartFitted(2, 2, 0, 12.5, 30, "a short fit has no more iterations", THETA),
+    StartChosen(2, 6.19529),
+)
+STARTS_TOLD = [
+    "Multi-start: 4 candidates, the first is p0",
+    "  Round 1/2: 2 candidates left, best is 2 with a mean loss of 1.500000e+00",
+    "  Round 2/2: 1 candidate left, best is 2 with a mean loss of 1.250000e+00",
+    "  Short fit 1/2 from candidate 2: cost=4.789448e+00, 1 iteration",
+    "  Short fit 2/2 from candidate 0: cost=1.250000e+01, 30 iterations",
+    "  The fit begins from candidate 2 (cost at p0: 6.195290e+00)",
+]
+
+
 class Unreadable(Event):
     """An event that must not be looked at."""
 
@@ -125,8 +147,14 @@ def test_verbose_2_adds_routine_events_and_parameters(told):
     assert told(WARMED, 2) == expected
 
 
+def test_several_starts_are_told(told):
+    assert told(STARTS, 1) == STARTS_TOLD
+    assert told(STARTS, 1, every=100) == STARTS_TOLD
+    assert told(STARTS, 2) == [*STARTS_TOLD[:4], PARAMS, STARTS_TOLD[4], PARAMS, STARTS_TOLD[5]]
+
+
 def test_verbose_0_is_silent_everywhere(told, capfd):
-    assert told((*WARMED, *SKIPPED, PASS), 0) == []
+    assert told((*WARMED, *SKIPPED, *STARTS, PASS), 0) == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -238,7 +266,16 @@ def test_callback_hears_one_rising_count_across_phases():
     assert heard == [(theta, 6.19529, 1), (theta, 6.19529, 3), (theta, 4.789448, 5)]
 
 
-@pytest.mark.parametrize("step", [warmup_step(1), newton_step(1)])
+def test_callback_hears_of_every_start_in_the_same_count():
+    heard = []
+    observe = CallbackObserver(lambda params, loss, k: heard.append((params.tolist(), loss, k)), 2)
+    for event in (*STARTS, warmup_step(1), warmup_step(2), newton_step(1)):
+        observe(event)
+    theta = list(THETA)
+    assert heard == [(theta, 4.789448, 1), (theta, 12.5, 2), (theta, 6.19529, 3), (theta, 4.789448, 5)]
+
+
+@pytest.mark.parametrize("step", [warmup_step(1), newton_step(1), STARTS[3]])
 @pytest.mark.parametrize("answer", [True, np.True_])
 def test_callback_that_returns_true_ends_the_fit(step, answer):
     with pytest.raises(StopFit):

@@ -67,6 +67,26 @@ def test_bad_counts_are_named(name, n, d, field):
         SAMPLERS[name](n, d)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("seed", [-1, 1.5, "0", None, True])
+def test_a_bad_seed_is_named(name, seed):
+    with pytest.raises(ConfigError, match=r"^seed=.*; an integer ≥ 0 is needed"):
+        SAMPLERS[name](4, 2, seed=seed)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("n", "d"), [(10**12, 2), (2, 10**12), (2**12 + 1, 2**12)])
+def test_more_than_memory_holds_is_refused_at_once(name, n, d):
+    with pytest.raises(ConfigError, match=rf"^n_samples={n} points of n_dims={d} are too many to hold; 16,777,216"):
+        SAMPLERS[name](n, d)
+
+
+def test_axes_without_direction_numbers_are_refused():
+    assert SAMPLERS["sobol"](1, 21_201).shape == (1, 21_201)
+    with pytest.raises(ConfigError, match=r"^n_dims=21202; .*halton or lhs"):
+        SAMPLERS["sobol"](1, 21_202)
+
+
 def test_scipy_stats_is_imported_only_when_it_is_needed():
     code = "import sys, nlsq_nb.core.sampling; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

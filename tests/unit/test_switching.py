@@ -36,21 +36,19 @@ def test_calm_counts_up_or_begins_anew(before, after, calm):
 
 # -- gradient --------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("norm", "variance", "flat"),
+    ("norm", "flat"),
     [
-        (1.0, 2.0, False),  # the threshold itself is not below the threshold
-        (nextafter(1.0, 0.0), 2.0, True),
-        (0.0, 2.0, True),
-        (0.0, 0.0, True),  # constant y leaves only a vanishing gradient
-        (5e-324, 0.0, False),
-        (inf, 2.0, False),
-        (1e-20, 1e-18, True),
-        (1e-18, 1e-18, False),
+        (0.5, False),  # the threshold itself is not below the threshold
+        (nextafter(0.5, 0.0), True),
+        (0.0, True),
+        (5e-324, True),
+        (inf, False),
+        (nan, True),  # there is nothing to go by
     ],
 )
 @pytest.mark.parametrize("iteration", [0, 1, 19])
-def test_gradient_ends_it_at_any_iteration(norm, variance, flat, iteration):
-    verdict = switching(("gradient",)).verdict(iteration, 0, norm, variance)
+def test_gradient_ends_it_at_any_iteration(norm, flat, iteration):
+    verdict = switching(("gradient",)).verdict(iteration, 0, norm)
     assert verdict is (WarmupStop.GRADIENT if flat else None)
 
 
@@ -60,13 +58,13 @@ def test_gradient_ends_it_at_any_iteration(norm, variance, flat, iteration):
     [(9, 1, False), (9, 2, False), (9, 3, True), (10, 0, False), (10, 1, True), (3, 3, True), (15, 2, True)],
 )
 def test_plateau_lasts_three_iterations_early_and_one_later(iteration, calm, over):
-    assert switching().verdict(iteration, calm, 9.0, 1.0) is (WarmupStop.PLATEAU if over else None)
+    assert switching().verdict(iteration, calm, 9.0) is (WarmupStop.PLATEAU if over else None)
 
 
 # -- the cap ---------------------------------------------------------------------------------
 @pytest.mark.parametrize(("iteration", "over"), [(0, False), (19, False), (20, True), (21, True)])
 def test_cap(iteration, over):
-    assert switching().verdict(iteration, 0, 9.0, 1.0) is (WarmupStop.MAX_ITERATIONS if over else None)
+    assert switching().verdict(iteration, 0, 9.0) is (WarmupStop.MAX_ITERATIONS if over else None)
 
 
 @pytest.mark.parametrize("criteria", [(), ("plateau",), ("gradient",), ("plateau", "gradient")])
@@ -74,20 +72,20 @@ def test_without_max_iter_the_cap_is_ten_times_as_far(criteria):
     assert switching().ceiling == 20
     without = switching(criteria)
     assert without.ceiling == 200
-    assert without.verdict(199, 0, 9.0, 1.0) is None
-    assert without.verdict(200, 0, 9.0, 1.0) is WarmupStop.MAX_ITERATIONS
+    assert without.verdict(199, 0, 9.0) is None
+    assert without.verdict(200, 0, 9.0) is WarmupStop.MAX_ITERATIONS
 
 
 def test_what_is_not_active_does_not_end_it():
-    flat_and_calm = {"iteration": 15, "calm": 9, "gradient_norm": 0.0, "variance": 1.0}
+    flat_and_calm = {"iteration": 15, "calm": 9, "gradient_norm": 0.0}
     assert switching(("max_iter",)).verdict(**flat_and_calm) is None
     assert switching(("plateau",)).verdict(**flat_and_calm) is WarmupStop.PLATEAU
     assert switching(("gradient",)).verdict(**flat_and_calm) is WarmupStop.GRADIENT
 
 
 def test_convergence_is_named_before_the_cap():
-    assert switching().verdict(20, 9, 0.0, 1.0) is WarmupStop.GRADIENT
-    assert switching().verdict(20, 9, 9.0, 1.0) is WarmupStop.PLATEAU
+    assert switching().verdict(20, 9, 0.0) is WarmupStop.GRADIENT
+    assert switching().verdict(20, 9, 9.0) is WarmupStop.PLATEAU
 
 
 def test_no_reason_of_the_warmup_is_success():

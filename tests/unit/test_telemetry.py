@@ -24,9 +24,10 @@ from nlsq_nb.events import (
     WarmupStarted,
     WarmupStepDone,
 )
+from nlsq_nb.observe.checkpoint_tree import from_tree, pack, to_tree, unpack
+from nlsq_nb.observe.recording import TelemetryObserver, with_events
 from nlsq_nb.observe.telemetry import (
     DefenseLayerTelemetry,
-    TelemetryObserver,
     get_defense_telemetry,
     reset_defense_telemetry,
 )
@@ -327,6 +328,65 @@ def test_copies_are_equal_and_independent(duplicate):
     assert (telemetry.get_summary(), telemetry.get_recent_events(1000)) == before
     assert other.total_warmup_calls == 4
     assert other.get_trigger_rates()["layer4_clipped_fits_rate"] == 50.0
+
+
+def everything(telemetry):
+    return telemetry.get_summary(), telemetry.get_trigger_rates(), telemetry.get_recent_events(1000)
+
+
+def test_what_is_known_goes_through_a_checkpoint():
+    telemetry = filled()
+    known = from_tree(unpack(pack(to_tree(telemetry.to_dict()))))
+    other = DefenseLayerTelemetry()
+    record(other, "layer3", "clip")  # is replaced
+    other.restore(known)
+    assert everything(other) == everything(telemetry)
+    record(other, "start", "clip")
+    assert everything(other) != everything(telemetry)
+    assert known == telemetry.to_dict()
+
+
+@pytest.mark.parametrize("before", [["start"], ["start", "clip"], []])
+def test_a_warmup_that_goes_on_is_counted_as_clipped_once(before):
+    telemetry, other = DefenseLayerTelemetry(), DefenseLayerTelemetry()
+    record(telemetry, *before)
+    other.restore(telemetry.to_dict())
+    for each in (telemetry, other):
+        record(each, "clip", "clip", "start")
+    assert other.get_trigger_rates() == telemetry.get_trigger_rates()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda known: known.clear(),
+        lambda known: known.update(counts=None),
+        lambda known: known["counts"].pop("total_warmup_calls"),
+        lambda known: known["counts"].update(_lock=1),
+        lambda known: known["counts"].update(total_warmup_calls=-1),
+        lambda known: known["counts"].update(total_warmup_calls="1"),
+        lambda known: known.update(events=3),
+        lambda known: known["events"].append("event"),
+        lambda known: known["events"].append({"type": "layer4_clip"}),
+    ],
+)
+def test_what_is_not_from_a_telemetry_is_refused_and_changes_nothing(change):
+    telemetry, known = filled(), filled().to_dict()
+    before = everything(telemetry)
+    change(known)
+    with pytest.raises((LookupError, TypeError, ValueError)):
+        telemetry.restore(known)
+    assert everything(telemetry) == before
+
+
+def test_events_to_come_are_added_to_a_copy():
+    telemetry = filled()
+    before = everything(telemetry)
+    ahead = with_events(telemetry, [WarmupStarted(), StepClipped(3.0, 0.1), StepClipped(2.0, 0.1)])
+    assert everything(telemetry) == before
+    record(telemetry, "start", "clip", "clip")
+    assert ahead.get_summary() == telemetry.get_summary()
+    assert ahead.get_trigger_rates() == telemetry.get_trigger_rates()
 
 
 def test_observer_records_in_every_sink():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
-from nlsq_nb import ConfigError, HybridStreamingConfig
+from nlsq_nb import ConfigError, HybridStreamingConfig, NumericsError
 from nlsq_nb.config.global_search import GlobalOptimizationConfig
 from nlsq_nb.config.groups import MultistartOptions
 from nlsq_nb.core.sampling import candidates
@@ -205,7 +205,7 @@ def test_losses_add_up_over_rounds():
     assert played.losses.tolist() == [2.0, 5.0, 5.0]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, OverflowError(), ZeroDivisionError()])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, NumericsError("row 0")])
 def test_points_without_a_loss_leave_at_once(bad):
     def evaluate(theta, batch):
         if theta[0] >= 2.0 or (theta[0] == 1.0 and batch == 2):
@@ -228,12 +228,33 @@ def test_p0_wins_when_all_are_equal_or_none_has_a_loss():
         assert [len(rows) for rows in played.survivors][:2] == [6, 3 if value == 1.0 else 1]
 
 
-def test_other_errors_are_not_hidden():
+@pytest.mark.parametrize("error", [KeyError, ArithmeticError, ZeroDivisionError, OverflowError, FloatingPointError])
+def test_other_errors_are_not_hidden(error):
     def evaluate(theta, batch):
-        raise KeyError("a fault of the caller")
+        raise error("a fault of the caller")
 
-    with pytest.raises(KeyError, match="a fault"):
-        TournamentSelector([[0.0], [1.0]]).run(evaluate)
+    selector = TournamentSelector([[0.0], [1.0]])
+    with pytest.raises(error, match="a fault"):
+        selector.run(evaluate)
+    with pytest.raises(error, match="a fault"):
+        selector.run_tournament([(np.ones(2), np.ones(2))], evaluate)
+
+
+def test_one_is_told_how_things_stand_before_the_first_round_and_after_each():
+    evaluate, calls = distance(np.zeros(1))
+    told = []
+    selector = TournamentSelector([[4.0], [1.0], [3.0], [2.0]], rounds=2, batches_per_round=3)
+    played = selector.run(evaluate, told=lambda standing: told.append((standing, len(calls))))
+    assert [count for _, count in told] == [standing.n_evaluations for standing, _ in told] == [0, 12, 18]
+    assert [standing.survivors for standing, _ in told] == [played.survivors[:k] for k in (1, 2, 3)]
+    assert [standing.best_index for standing, _ in told] == [0, 1, 1]
+    assert np.isnan(told[0][0].losses).all()
+    assert told[-1][0].losses.tolist() == played.losses.tolist() == [16.0, 1.0, 9.0, 4.0]
+
+
+def test_more_points_than_memory_holds_are_refused_before_they_are_drawn():
+    with pytest.raises(ConfigError, match=r"^n_starts=10000000000000 points of 2 parameters .* at most$"):
+        tournament([1.0, 2.0], (-np.inf, np.inf), lambda t, b: 0.0, options(n_starts=10**13))
 
 
 def test_callers_cannot_change_the_candidates():

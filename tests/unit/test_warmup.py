@@ -295,6 +295,12 @@ def test_a_first_step_of_the_longest_length_is_not_tried_twice(line_search):
         assert (np.abs(np.diff(asked, axis=0)).max(axis=1) > 1e-9).all(), first
 
 
+def test_losses_are_in_units_of_the_variance_or_of_the_mean_square_of_constant_y():
+    assert phase(Curve()).unit == Curve().variance
+    assert phase(Curve(), variance=0.0, mean_square=4.0).unit == 4.0
+    assert phase(Curve(), variance=0.0, mean_square=0.0).unit == 1.0  # y is zero
+
+
 def test_without_layer_4_nothing_is_clipped():
     end, told = warm(Curve())
     assert events.StepClipped not in kinds(told)
@@ -356,11 +362,11 @@ def test_the_best_point_is_kept_and_handed_over(linear):
         least = min(least, state.warmup.point.loss)
         assert state.warmup.best.loss == least
         best = room.best(state)
-        assert objective.mse(best.theta) == pytest.approx(least, rel=1e-9)
+        assert objective.mse(best.theta) == pytest.approx(least * room.unit, rel=1e-9)
         assert best.sums is None
     # the linear parameters follow in phase 2
     end = state.theta + state.warmup.best.change
-    assert objective.mse(end) == pytest.approx(least, rel=1e-9)
+    assert objective.mse(end) == pytest.approx(least * room.unit, rel=1e-9)
     assert state.sums is None or state.sums.sse == pytest.approx(60 * objective.mse(state.theta))
     del told
 
@@ -437,7 +443,7 @@ def test_the_gradient_is_that_of_the_reduced_functional():
     def reduced(b):
         j = decay([1.0, b, 1.0])[1][:, [0, 2]]
         best, *_ = np.linalg.lstsq(j, Y, rcond=None)
-        return np.mean((Y - j @ best) ** 2)
+        return np.mean((Y - j @ best) ** 2) / room.unit
 
     for b in (0.3, 1.0, 2.0):
         # from starts whose linear parameters are far off, and from ones that are not
@@ -558,9 +564,9 @@ def test_weights_weigh_in_loss_and_gradient():
     room = phase(objective)
     state, _ = room.init(start(), objective)
     point = state.warmup.point
-    assert point.loss == pytest.approx(objective.mse(POOR))
+    assert point.loss * room.unit == pytest.approx(objective.mse(POOR))
     for k in range(3):
         step = np.zeros(3)
         step[k] = 1e-6 * POOR[k]
         slope = (objective.mse(POOR + step) - objective.mse(POOR - step)) / 2e-6
-        assert point.gradient[k] == pytest.approx(slope, rel=1e-5)
+        assert point.gradient[k] * room.unit == pytest.approx(slope, rel=1e-5)

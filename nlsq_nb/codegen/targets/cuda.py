@@ -55,7 +55,7 @@ def finish(partial, sums):
 def render(program: Program | PointProgram, weighted: bool) -> str:
     """Module text; see `skeletons.render`."""
     parts = [_HEAD.format(blocks=_BLOCKS, threads=_THREADS)]
-    parts += ["\n" + helper_text(name, "cuda.jit(device=True)") for name in helpers_of(program)]
+    parts += ["\n" + helper_text(name, "cuda.jit(device=True)") for name in helpers_of(program, "cuda")]
     terms = _terms(program)
     groups = [terms[i : i + _REGISTERS] for i in range(0, len(terms), _REGISTERS)]
     for number, group in enumerate(groups):

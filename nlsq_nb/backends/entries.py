@@ -1,0 +1,173 @@
+"""The kernels of a program behind one C signature.
+
+Every entry point takes (lo, hi, columns, theta, state): rows lo ≤ i < hi, a table of addresses, the
+parameters, the sums. The table has the columns of x, of y and, with weights, of w; then the vector v of
+`matvec`, or the Jacobian that `rows` fills beside the values in `state`. Of sums, `state` has two rows
+for every segment begun from lo on, at least two. All arrays are contiguous; the columns are of the
+storage dtype, the rest float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.backends.objects import Entry, make_entry
+from nlsq_nb.codegen.ir import PointProgram, Program
+from nlsq_nb.codegen.skeletons import render
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.layout import SEGMENT, sums_size
+from nlsq_nb.errors import BackendUnavailable, ModelError, NumericsError
+
+__all__ = ["SIGNATURE", "bind", "kernel_entry"]
+
+SIGNATURE = ("int64", "int64", "void**", "float64*", "float64*")
+"""(lo, hi, columns, theta, state) → 0, or 1 when the kernel raised."""
+
+Call = Callable[[int, int, NDArray[np.float64], NDArray[np.float64]], None]
+
+
+@lru_cache(maxsize=512)
+def kernel_entry(program: Program | PointProgram, name: str, dtype: str, *, weighted: bool) -> Entry:
+    """An entry point of the generated module, shared by all fits of the process.
+
+    Parameters
+    ----------
+    program : Program or PointProgram
+        What it computes.
+    name : {"sums0", "sums1", "sums2", "matvec", "rows"}
+        Which one.
+    dtype : {"float64", "float32"}
+        Of the columns.
+    weighted : bool
+        Whether the residuals have weights.
+
+    Returns
+    -------
+    Entry
+        Of `SIGNATURE`.
+
+    Raises
+    ------
+    ModelError
+        When hand-written functions cannot be compiled.
+    BackendUnavailable
+        When nothing can be compiled here.
+    """
+    text = render(program, "cpu", weighted) + _adapter(program, name, dtype, weighted)
+    if not isinstance(program, PointProgram):
+        return make_entry(text, "entry", SIGNATURE)
+    from numba import njit
+    from numba.core.errors import NumbaError
+
+    compiled = njit(error_model="numpy")  # so that the kernels can inline them
+    injected = {"point": compiled(program.point), "jac_point": compiled(program.jac_point)}
+    try:
+        return make_entry(text, "entry", SIGNATURE, injected)
+    except NumbaError as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"point or jac_point cannot be compiled: {first}") from error
+
+
+def bind(program: Program | PointProgram, name: str, chunk: Chunk, dtype: Any, *rest: Any) -> Call:
+    """An entry point bound to the columns of a chunk.
+
+    Parameters
+    ----------
+    program : Program or PointProgram
+        What it computes.
+    name : str
+        See `kernel_entry`.
+    chunk : Chunk
+        Contiguous columns of `dtype`.
+    dtype : dtype_like
+        float64 or float32.
+    *rest : ndarray
+        Arrays after the columns: v of `matvec`, the Jacobian of `rows`.
+
+    Returns
+    -------
+    callable
+        (lo, hi, theta, state) → None; see above for the shape of `state`. It runs without the GIL and
+        keeps the columns alive.
+
+    Raises
+    ------
+    ValueError
+        For an array that is not contiguous, or of another dtype or size; also from the callable.
+    NumericsError
+        From the callable, when the kernel raised: no memory for its work space.
+    """
+    stored = np.dtype(dtype)
+    columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+    entry = kernel_entry(program, name, stored.name, weighted=chunk.w is not None)
+    rows, p = chunk.n_rows, program.n_params
+    places = [_address(c, stored, rows) for c in columns]
+    places += [_address(r, _FLOAT, rows if name == "rows" else p) for r in rest]
+    table = np.array(places, np.uintp)
+    place, native, width = table.ctypes.data, entry.call, _width(program, name)
+
+    # the defaults keep the arrays, and the code, for as long as the addresses are used
+    def call(
+        lo: int, hi: int, theta: NDArray[Any], state: NDArray[Any], _kept: Any = (entry, columns, rest, table)
+    ) -> None:
+        at, sums = _address(theta, _FLOAT, p), _address(state, _FLOAT, width or hi - lo)
+        if not 0 <= lo <= hi <= rows or (width and len(state) < 2 * max(1, -(-(hi - lo) // SEGMENT))):
+            raise ValueError(f"rows {lo} to {hi} of {rows} with room for {len(state) // 2} segments")
+        if native(lo, hi, place, at, sums):
+            raise NumericsError(f"{name}: no memory for the work space of {p} parameters")
+
+    return call
+
+
+_FLOAT = np.dtype(np.float64)
+
+
+def _address(array: NDArray[Any], dtype: np.dtype[Any], width: int) -> int:
+    """Where an array begins; native code cannot check what it is given."""
+    if array.dtype != dtype or array.shape[-1] != width or not array.flags.c_contiguous:
+        found = f"{array.dtype} of shape {array.shape}"
+        raise ValueError(f"a kernel needs a contiguous array of {width} {dtype}, not {found}")
+    return int(array.__array_interface__["data"][0])
+
+
+def _width(program: Program | PointProgram, name: str) -> int:
+    """Length of a row of `state`; 0 where it is the number of rows."""
+    if name == "rows":
+        return 0
+    return program.n_params if name == "matvec" else sums_size(program.n_params, int(name[-1]))
+
+
+def _adapter(program: Program | PointProgram, name: str, dtype: str, weighted: bool) -> str:
+    """Text that turns addresses into the arrays of the kernel."""
+    if dtype not in ("float64", "float32"):
+        raise BackendUnavailable(f"kernels read float64 or float32, not {dtype}")
+    p, m, n_vars = program.n_params, program.n_outputs, program.n_vars
+    count = n_vars + m * (2 if weighted else 1)
+    arrays = [f"carray(columns[{k}], (hi,), np.{dtype})" for k in range(count)]
+    arrays.append(f"carray(theta, ({p},))")
+    if name == "rows":
+        del arrays[n_vars:count]
+        arrays.append(f"carray(state, ({m}, hi - lo))")
+        arrays.append(f"carray(columns[{count}], ({m}, {p}, hi - lo), np.float64)")
+    else:
+        if name == "matvec":
+            arrays.append(f"carray(columns[{count}], ({p},), np.float64)")
+        segments = f"max(1, (hi - lo + {SEGMENT - 1}) // {SEGMENT})"
+        arrays.append(f"carray(state, (2 * {segments}, {_width(program, name)}))")
+    inner = ",\n        ".join(["lo", "hi", *arrays])
+    return f'''
+
+from numba import carray
+
+
+def entry(lo, hi, columns, theta, state):
+    """{name} behind a C signature."""
+    {name}(
+        {inner},
+    )
+'''
