@@ -30,6 +30,7 @@ from nlsq_nb.protocols import Backend, Observer, Phase
 from nlsq_nb.record import FitRecord
 from nlsq_nb.result import FitResult
 from nlsq_nb.resuming import WatchedPhase, beside, resume, writer_for
+from nlsq_nb.sampled import advance_on_sample
 from nlsq_nb.scan import DataSummary, require_rowwise, summarize
 from nlsq_nb.sources.retrying import RetryingSource
 
@@ -273,7 +274,8 @@ class Fit:
         self._emit(FirstPassStarted(self._source.n_chunks, self._source.n_rows))
         # who looks at every step, or keeps it, needs Python between the passes
         if writer is None and not self._is_watched and not resumed:
-            ended = advance(phase, state, objective, self._options.report.verbose > 0)
+            go = advance if objective.sample is objective or number == 2 else advance_on_sample
+            ended = go(phase, state, objective, self._options.report.verbose > 0)
             if ended is not None:
                 state, events = ended
                 for event in events:

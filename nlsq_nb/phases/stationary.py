@@ -16,7 +16,7 @@ __all__ = ["seen_parameters", "stationary_reason", "weak_moves"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-_EPS = float(np.finfo(np.float64).eps)
+_NOTHING = 64.0 * float(np.finfo(np.float64).eps)  # share of y: an amplitude of rounding times its rate
 _LEAST = math.sqrt(float(np.finfo(np.float64).tiny))  # squares of less lose digits, or are zero
 _MOVES = 8  # directions of one look: its passes must not grow with the parameters
 _PROBE = 0.03  # relative change of a parameter that a probe makes
@@ -42,7 +42,7 @@ def seen_parameters(state: FitState, norms: Floats) -> Mask:
         False at fixed parameters.
     """
     size = np.maximum(np.abs(state.theta), state.normalizer.scales)
-    felt = state.separable | (norms * size > _EPS * math.sqrt(state.signal))
+    felt = state.separable | (norms * size > _NOTHING * math.sqrt(state.signal))
     seen: Mask = state.free & (norms >= _LEAST) & felt
     return seen
 

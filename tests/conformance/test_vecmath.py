@@ -249,7 +249,7 @@ def loops(assembly):
 def point_loops(text, order):
     """Loops without branches of a kernel, and those of them in vector code."""
     model = Model(text)
-    module = load(model.source("cpu"))
+    module = load(model.source("cpu"), {})  # Numba shows no machine code that came from its cache
     x = np.linspace(0.5, 2.0, 64)
     theta = np.ones(len(model.params))
     kernel = getattr(module, f"sums{order}")

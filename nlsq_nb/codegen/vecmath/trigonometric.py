@@ -118,7 +118,7 @@ DEFINITIONS = {
 '''),
     "atan": Definition(
         '''def atan(u):
-    """Inverse tangent within 1.7 ULP."""
+    """Inverse tangent within 2.2 ULP."""
     a = abs(u)
     far = a > 1.0
     y = angle(choose(far, 1.0, a), choose(far, a, 1.0), far, False)
