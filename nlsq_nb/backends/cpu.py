@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-import types
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.entries import kernel_entry
+from nlsq_nb.backends.entries import Call, bind, kernel_entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
-from nlsq_nb.codegen.module import load
-from nlsq_nb.codegen.skeletons import render
 from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.layout import sums_size
 from nlsq_nb.core.sums import Accumulator, add_segments
-from nlsq_nb.errors import ModelError
 
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
 Floats = NDArray[np.float64]
-Call = Callable[[int, int, Floats, Floats], None]
 _INLINE = 1e-4  # seconds of work; handing a share to another thread and back takes about half of it
 _SHARES = 16  # per thread: the last one to end keeps the others waiting for 1/32 on average
 _STATES = 1 << 24  # bytes of sums of segments held at a time
 _PER_OPERATION = 1e-10  # seconds of one thread, vectorised
 _CALL = 15  # operations in a transcendental function
-_log = logging.getLogger("nlsq_nb.backends")
 
 
 def available_cores() -> int:
@@ -54,7 +46,7 @@ def available_cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class CpuKernel:
-    """A program whose generated modules are loaded and compiled when first needed.
+    """A program whose entry points are compiled, or loaded from disk, when first needed.
 
     Attributes
     ----------
@@ -66,9 +58,6 @@ class CpuKernel:
 
     program: Program | PointProgram
     dtype: np.dtype[Any]
-    _ready: dict[tuple[Any, ...], Callable[..., None]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
     _operations: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,83 +68,29 @@ class CpuKernel:
             count = sum(_CALL if i.op in ARITY else 1 for i in self.program.body)
         object.__setattr__(self, "_operations", count)
 
-    def module(self, *, weighted: bool) -> types.ModuleType:
-        """The generated module for weighted or unweighted residuals."""
-        return _module(self.program, weighted=weighted)
-
     def entry(self, name: str, chunk: Chunk, *rest: Any) -> Call:
         """An entry point of the generated module, compiled for the chunk's columns and bound to them.
 
         Parameters
         ----------
-        name : str
-            "sums0", "sums1", "sums2" or "matvec".
+        name : {"sums0", "sums1", "sums2", "matvec", "rows"}
+            Which one.
         chunk : Chunk
-            Gives the types of the columns, and whether there are weights.
+            Gives the columns, and whether there are weights.
         *rest : ndarray
-            The vector v of "matvec".
+            See `entries.bind`.
 
         Returns
         -------
         callable
             `entry(lo, hi, theta, state)` over rows of the chunk.
         """
-        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        # all that Numba tells arrays apart by
-        kinds = (name, chunk.w is None, *[(a.dtype, a.ndim, a.flags.num) for a in columns])
-        function = self._ready.get(kinds)
-        if function is None:
-            function = self._ready[kinds] = self._compiled(name, chunk.w is not None, (*columns, *rest))
-        return lambda lo, hi, theta, state: function(lo, hi, *columns, theta, *rest, state)
+        return bind(self.program, name, chunk, self.dtype, *rest)
 
     def seconds_per_row(self, order: int) -> float:
         """Roughly what one row of a pass costs one thread; libm and hand-written code cost more."""
         size = sums_size(self.program.n_params, order)
         return _PER_OPERATION * (size + self._operations)
-
-    def _compiled(
-        self, name: str, weighted: bool, arrays: tuple[NDArray[Any], ...]
-    ) -> Callable[..., None]:
-        """The entry point, called once."""
-        module = self.module(weighted=weighted)
-        p = self.program.n_params
-        columns, rest = (arrays[:-1], arrays[-1:]) if name == "matvec" else (arrays, ())
-        size = p if name == "matvec" else sums_size(p, int(name[-1]))
-        try:
-            # no rows: compiles, or loads from disk, before threads start
-            getattr(module, name)(0, 0, *columns, np.zeros(p), *rest, np.zeros((2, size)))
-        except Exception as error:
-            if isinstance(self.program, PointProgram):
-                first = str(error).strip().splitlines()[0]
-                raise ModelError(f"point or jac_point cannot be compiled: {first}") from error
-            if not module.CACHE:
-                raise
-            # Numba's files beside the module are damaged: do without them from now on
-            _log.warning("the compiled kernel in %s cannot be loaded; compiling anew", module.__file__)
-            module = _uncached(self.program, weighted=weighted)
-        function: Callable[..., None] = getattr(module, name)
-        return function
-
-
-@lru_cache(maxsize=128)
-def _module(program: Program | PointProgram, *, weighted: bool) -> types.ModuleType:
-    """The generated module; a second fit of the same model costs one hash."""
-    injected = None
-    if isinstance(program, PointProgram):  # compiled so that the kernels can inline them
-        from numba import njit
-
-        compiled = njit(error_model="numpy")
-        injected = {
-            "point": compiled(program.point),
-            "jac_point": compiled(program.jac_point),
-        }
-    return load(render(program, "cpu", weighted), injected)
-
-
-@lru_cache(maxsize=128)
-def _uncached(program: Program | PointProgram, *, weighted: bool) -> types.ModuleType:
-    """The generated module apart from any file."""
-    return load(render(program, "cpu", weighted), {})
 
 
 class CpuBackend:

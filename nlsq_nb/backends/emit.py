@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from numba import cfunc, config, njit, types
 
-from nlsq_nb.backends.objects import SYMBOL
+from nlsq_nb.backends.objects import SYMBOL, Code
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["Code", "emit"]
+__all__ = ["emit"]
 
 _log = logging.getLogger("nlsq_nb.backends")
 _TYPES = {
@@ -27,28 +26,6 @@ _TYPES = {
     "void**": types.CPointer(types.voidptr),
 }
 _OK, _NONE = 0, -2  # statuses of Numba's calling convention that are no errors
-
-
-@dataclass(frozen=True, slots=True)
-class Code:
-    """What came of a compilation.
-
-    Attributes
-    ----------
-    image : bytes
-        The object, with the function `SYMBOL`; empty where only this process can run the function.
-    needs : tuple of str
-        Symbols of Numba's runtime that it refers to; what libm and libc have is not listed.
-    address : int
-        Of the function in this process when there is no image, else 0.
-    owner : object
-        Keeps `address` valid.
-    """
-
-    image: bytes = b""
-    needs: tuple[str, ...] = ()
-    address: int = 0
-    owner: Any = None
 
 
 def emit(function: Callable[..., Any], signature: tuple[str, ...]) -> Code:

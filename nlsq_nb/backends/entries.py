@@ -23,7 +23,7 @@ from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import SEGMENT, sums_size
 from nlsq_nb.errors import BackendUnavailable, ModelError, NumericsError
 
-__all__ = ["SIGNATURE", "bind", "kernel_entry"]
+__all__ = ["SIGNATURE", "Call", "bind", "kernel_entry"]
 
 SIGNATURE = ("int64", "int64", "void**", "float64*", "float64*")
 """(lo, hi, columns, theta, state) → 0, or 1 when the kernel raised."""
@@ -60,14 +60,14 @@ def kernel_entry(program: Program | PointProgram, name: str, dtype: str, *, weig
     """
     text = render(program, "cpu", weighted) + _adapter(program, name, dtype, weighted)
     if not isinstance(program, PointProgram):
-        return make_entry(text, "entry", SIGNATURE)
+        return make_entry(text, f"{name}_entry", SIGNATURE)
     from numba import njit
     from numba.core.errors import NumbaError
 
     compiled = njit(error_model="numpy")  # so that the kernels can inline them
     injected = {"point": compiled(program.point), "jac_point": compiled(program.jac_point)}
     try:
-        return make_entry(text, "entry", SIGNATURE, injected)
+        return make_entry(text, f"{name}_entry", SIGNATURE, injected)
     except NumbaError as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"point or jac_point cannot be compiled: {first}") from error
@@ -165,7 +165,7 @@ def _adapter(program: Program | PointProgram, name: str, dtype: str, weighted: b
 from numba import carray
 
 
-def entry(lo, hi, columns, theta, state):
+def {name}_entry(lo, hi, columns, theta, state):
     """{name} behind a C signature."""
     {name}(
         {inner},

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -28,20 +29,42 @@ from typing import Any
 import llvmlite  # type: ignore[import-untyped]
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 
-from nlsq_nb.codegen.module import cache_folder, load, numba_version
+from nlsq_nb.codegen.module import load
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["SYMBOL", "Entry", "make_entry"]
+__all__ = ["SYMBOL", "Code", "Entry", "cache_folder", "load_code", "make_entry"]
 
 SYMBOL = "nlsq_nb_entry"
-"""Name of the one function of an object."""
+"""Name of the function of a compiled entry point."""
 
-_FORMAT = b"nlsq_nb object 1\n"
+_FORMAT = b"nlsq_nb object 1\n"  # raised when the same text must be compiled differently
 _LARGEST = 1 << 26  # bytes of a file that is read
 _C = {"int64": ctypes.c_int64, "float64*": ctypes.c_void_p, "void**": ctypes.c_void_p}
 _LOCK = threading.RLock()
 _NAMES = itertools.count()
 _log = logging.getLogger("nlsq_nb.backends")
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What came of a compilation.
+
+    Attributes
+    ----------
+    image : bytes
+        An object; empty where only this process can run the code.
+    needs : tuple of str
+        Symbols of Numba's runtime that it refers to; what libm and libc have is not listed.
+    address : int
+        Of the function in this process when there is no image, else 0.
+    owner : object
+        Keeps `address` valid.
+    """
+
+    image: bytes = b""
+    needs: tuple[str, ...] = ()
+    address: int = 0
+    owner: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +118,60 @@ def make_entry(
     numba.core.errors.NumbaError
         When Numba cannot compile the function.
     """
-    with _LOCK:  # Numba and the linker, one at a time
-        path = None if injected is not None else _place(text, name, signature)
-        if path is not None and (stored := _read(path)) is not None:
-            try:
-                return _link(*stored, signature, cached=True)
-            except BackendUnavailable as error:
-                _log.warning("%s cannot be linked; compiling anew: %s", path, error)
+
+    def compile_it() -> Code:
         from nlsq_nb.backends.emit import emit
 
-        code = emit(getattr(load(text, injected or {}), name), signature)
-        if not code.image:
-            return Entry(_callable(code.address, signature), code.address, cached=False, _owner=code.owner)
+        return emit(getattr(load(text, injected or {}), name), signature)
+
+    key = json.dumps([text, name, signature]) if injected is None else None
+    return load_code(key, name, {SYMBOL: signature}, compile_it)[SYMBOL]
+
+
+def load_code(
+    key: str | None,
+    name: str,
+    exports: Mapping[str, tuple[str, ...]],
+    make: Callable[[], Code],
+) -> dict[str, Entry]:
+    """Load native code from disk, or make it and leave it there.
+
+    Parameters
+    ----------
+    key : str or None
+        Everything that decides the code beside versions and processor; None: it is not kept.
+    name : str
+        First part of the file's name.
+    exports : mapping of str to tuple of str
+        Functions that are asked for and their arguments; see `make_entry`.
+    make : callable
+        Compiles.
+
+    Returns
+    -------
+    dict of str to Entry
+        One for each function, in the order of `exports`.
+
+    Raises
+    ------
+    BackendUnavailable
+        When the code cannot be linked here.
+    """
+    with _LOCK:  # Numba and the linker, one at a time
+        path = _place(key, name) if key is not None else None
+        if path is not None and (stored := _read(path)) is not None:
+            try:
+                return _link(stored, exports, cached=True)
+            except BackendUnavailable as error:
+                _log.warning("%s cannot be linked; compiling anew: %s", path, error)
+        code = make()
+        if code.address:
+            ((symbol, signature),) = exports.items()
+            entry = Entry(_callable(code.address, signature), code.address, cached=False, _owner=code.owner)
+            return {symbol: entry}
         if path is not None:
-            _write(path, code.image, code.needs)
-        return _link(code.image, code.needs, signature, cached=False)
+            _write(path, code)
+        return _link(code, exports, cached=False)
 
 
 def _callable(address: int, signature: tuple[str, ...]) -> Callable[..., int]:
@@ -124,17 +186,21 @@ def _linker() -> Any:
     return llvm.create_lljit_compiler()
 
 
-def _link(image: bytes, needs: tuple[str, ...], signature: tuple[str, ...], *, cached: bool) -> Entry:
+def _link(code: Code, exports: Mapping[str, tuple[str, ...]], *, cached: bool) -> dict[str, Entry]:
     """Bring an object into memory."""
-    library = llvm.JITLibraryBuilder().add_object_img(image).add_current_process()
-    for symbol, address in _addresses(needs).items():
+    library = llvm.JITLibraryBuilder().add_object_img(code.image).add_current_process()
+    for symbol, address in _addresses(code.needs).items():
         library.import_symbol(symbol, address)
+    for symbol in exports:
+        library.export_symbol(symbol)
     try:
-        owner = library.export_symbol(SYMBOL).link(_linker(), f"nlsq_nb_{next(_NAMES)}")
+        owner = library.link(_linker(), f"nlsq_nb_{next(_NAMES)}")
     except RuntimeError as error:
         raise BackendUnavailable(f"compiled code cannot be linked: {error}") from error
-    address = owner[SYMBOL]
-    return Entry(_callable(address, signature), address, cached, owner)
+    return {
+        symbol: Entry(_callable(owner[symbol], signature), owner[symbol], cached, owner)
+        for symbol, signature in exports.items()
+    }
 
 
 def _addresses(symbols: tuple[str, ...]) -> dict[str, int]:
@@ -151,27 +217,67 @@ def _addresses(symbols: tuple[str, ...]) -> dict[str, int]:
 
 
 @functools.cache
+def _numba_version() -> str:
+    """What tells one version of Numba from another, without importing it; "" when it is not installed."""
+    package = importlib.util.find_spec("numba")
+    if package is None or package.origin is None:
+        return ""
+    try:
+        # its metadata, and that of all other packages, takes longer to read than a kernel
+        return Path(package.origin).with_name("_version.py").read_text("utf-8")
+    except (OSError, UnicodeError):
+        from importlib.metadata import version
+
+        return version("numba")
+
+
+@functools.cache
 def _surroundings() -> bytes:
     """Everything beside the text that decides the code."""
     settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     processor = [llvm.get_process_triple(), llvm.get_host_cpu_name()]
     features = llvm.get_host_cpu_features().flatten()
     parts = [llvmlite.__version__, *map(str, llvm.llvm_version_info), *processor, features]
-    return json.dumps([numba_version(), settings, parts]).encode()
+    return json.dumps([_numba_version(), settings, parts]).encode()
 
 
-def _place(text: str, name: str, signature: tuple[str, ...]) -> Path | None:
-    """The file of an entry point, None without a folder for it."""
+def cache_folder() -> Path | None:
+    """The folder for compiled code: `NLSQ_NB_CACHE`, else the user's cache directory.
+
+    Returns
+    -------
+    pathlib.Path or None
+        None when no folder exists that only this user can write to.
+    """
+    chosen = os.environ.get("NLSQ_NB_CACHE")
+    if chosen:
+        folder = Path(chosen)
+    else:
+        base = os.environ.get("XDG_CACHE_HOME")
+        folder = (Path(base) if base else Path("~/.cache").expanduser()) / "nlsq_nb"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    if hasattr(os, "getuid") and status.st_uid != os.getuid():
+        return None
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def _place(key: str, name: str) -> Path | None:
+    """The file of some code, None without a folder for it."""
     folder = cache_folder()
     if folder is None:
         return None
-    key = json.dumps([text, name, signature]).encode()
-    digest = hashlib.sha256(b"\0".join([_FORMAT, _surroundings(), key])).hexdigest()
+    digest = hashlib.sha256(b"\0".join([_FORMAT, _surroundings(), key.encode()])).hexdigest()
     return folder / f"{name}_{digest[:40]}.o"
 
 
-def _read(path: Path) -> tuple[bytes, tuple[str, ...]] | None:
-    """The object and what it needs; None unless the file is this user's own and intact."""
+def _read(path: Path) -> Code | None:
+    """What a file holds; None unless the file is this user's own and intact."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(handle, "rb") as file:
@@ -186,7 +292,7 @@ def _read(path: Path) -> tuple[bytes, tuple[str, ...]] | None:
     if hashlib.sha256(rest).hexdigest().encode() != digest:
         return None
     needs, _, image = rest.partition(b"\n")
-    return image, tuple(json.loads(needs))
+    return Code(image, tuple(json.loads(needs)))
 
 
 def _trusted(status: os.stat_result) -> bool:
@@ -196,9 +302,9 @@ def _trusted(status: os.stat_result) -> bool:
     return not hasattr(os, "getuid") or status.st_uid == os.getuid()
 
 
-def _write(path: Path, image: bytes, needs: tuple[str, ...]) -> None:
+def _write(path: Path, code: Code) -> None:
     """Put a file in its place at once, or not at all."""
-    rest = json.dumps(needs).encode() + b"\n" + image
+    rest = json.dumps(code.needs).encode() + b"\n" + code.image
     head = _FORMAT + hashlib.sha256(rest).hexdigest().encode() + b"\n"
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")

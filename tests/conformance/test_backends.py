@@ -7,6 +7,7 @@ import numpy as np
 from nlsq_nb.backends import get_backend
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.functions import ARITY
+from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.testing import EXPRESSIONS, BackendTests
 
 
@@ -18,7 +19,8 @@ class TestCpu(BackendTests):
         program, n = kernel.program, len(x[0])
         values = np.full((program.n_outputs, n), 9e99)
         derivatives = np.full((program.n_outputs, program.n_params, n), 9e99)
-        kernel.module(weighted=False).rows(0, n, *x, theta, values, derivatives)
+        chunk = Chunk(0, tuple(x), (np.zeros(n),) * program.n_outputs)
+        kernel.entry("rows", chunk, derivatives)(0, n, theta, values)
         return values, derivatives
 
 

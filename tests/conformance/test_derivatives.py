@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from nlsq_nb import Model
 from nlsq_nb.backends import get_backend
 from nlsq_nb.codegen.evaluate import evaluate
+from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.testing import EXPRESSIONS, TOLERANCE, scaled_error
 
 DIGITS = 50
@@ -180,7 +181,7 @@ def test_random_expressions_are_the_same_on_cpu(text):
     theta = np.array([THETA[name] for name in model.params])
     kernel = get_backend("cpu", 1).compile(model.program, np.float64)
     values, derivatives = np.empty((1, 300)), np.empty((1, model.n_params, 300))
-    kernel.module(weighted=False).rows(0, 300, *x, theta, values, derivatives)
+    kernel.entry("rows", Chunk(0, x, (np.zeros(300),)), derivatives)(0, 300, theta, values)
     for found, what in ((values, "values"), (derivatives, "derivatives")):
         assert scaled_error(found, evaluate(model.program, what, x, theta)) <= 10 * TOLERANCE, text
 

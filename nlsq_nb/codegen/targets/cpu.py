@@ -15,7 +15,7 @@ from nlsq_nb.codegen.body import PointBody, columns, helpers_of, indent
 from nlsq_nb.codegen.helpers import helper_text
 from nlsq_nb.codegen.ir import PointProgram, Program
 from nlsq_nb.codegen.targets.cpu_fused import fused_matvec, fused_sums
-from nlsq_nb.codegen.targets.cpu_loop import FOLD, JIT, MODE
+from nlsq_nb.codegen.targets.cpu_loop import FOLD, JIT, MODE, RESERVE
 from nlsq_nb.codegen.targets.cpu_tiled import tiled_matvec, tiled_sums
 from nlsq_nb.core.layout import BLOCK, SEGMENT
 
@@ -31,7 +31,7 @@ import math
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -40,6 +40,8 @@ SEGMENT = {SEGMENT}
 
 
 {MODE}
+
+{RESERVE}
 
 {FOLD}'''
 
@@ -52,7 +54,7 @@ def render(program: Program | PointProgram, weighted: bool) -> str:
 def _module(program: Program | PointProgram, weighted: bool) -> Iterator[str]:
     yield _HEAD.rstrip("\n")
     for name in helpers_of(program):
-        yield "\n\n" + helper_text(name, 'njit(error_model="numpy", cache=CACHE)').rstrip("\n")
+        yield "\n\n" + helper_text(name, 'njit(error_model="numpy")').rstrip("\n")
     tiled = program.n_params > _FUSED
     for order in (0, 1, 2):
         yield "\n"

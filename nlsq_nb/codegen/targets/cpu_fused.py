@@ -17,6 +17,7 @@ from nlsq_nb.codegen.targets.cpu_loop import (
     residual,
     signature,
     slices,
+    space,
 )
 from nlsq_nb.core.layout import packed_index, sums_size
 
@@ -69,7 +70,7 @@ def fused_sums(program: Program | PointProgram, weighted: bool, order: int) -> I
             _products(sums, body, o, weighted)
     yield from signature(program, f"sums{order}", weighted, "state")
     yield from indent(1, body.prologue)
-    yield f"    out = np.zeros({len(sums.terms)})"
+    yield from indent(1, [space("out", len(sums.terms)), "out[:] = 0.0"])
     before, after = flushing(program)
     yield from indent(1, before)
     yield "    for start in range(lo, hi, BLOCK):"
@@ -120,7 +121,7 @@ def fused_matvec(program: Program | PointProgram, weighted: bool) -> Iterator[st
     body = PointBody(program, "cpu", 2, values=False)
     yield from signature(program, "matvec", weighted, "v, state")
     yield from indent(1, [*body.prologue, *(f"v{j} = v[{j}]" for j in range(p))])
-    yield f"    out = np.zeros({p})"
+    yield from indent(1, [space("out", p)])
     before, after = flushing(program)
     yield from indent(1, before)
     yield "    for start in range(lo, hi, BLOCK):"

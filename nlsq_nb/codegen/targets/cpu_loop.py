@@ -10,15 +10,16 @@ zero while they run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from nlsq_nb.codegen.body import PointBody
 from nlsq_nb.codegen.ir import PointProgram, Program
 
-__all__ = ["FOLD", "INNER", "JIT", "MODE", "flushing", "fold_block", "loads", "residual", "signature", "slices"]
+__all__ = ["FOLD", "INNER", "JIT", "MODE", "RESERVE", "flushing", "fold_block", "loads", "residual", "signature", "slices", "space"]
 
 # non-finite values must stay visible: no nnan, no ninf
-JIT = 'njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}, cache=CACHE)'
+JIT = 'njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})'
 """Decorator of the entry points."""
 
 INNER = 'njit(error_model="numpy", {}no_cpython_wrapper=True, no_cfunc_wrapper=True)'
@@ -73,6 +74,32 @@ def restore(context, before):
     return types.void(types.uint32), generate
 '''
 """Text of the functions that set how subnormal results are rounded (bit 15 of MXCSR)."""
+
+
+RESERVE = '''@intrinsic(prefer_literal=True)
+def reserve(context, count):
+    """Room for some numbers on the stack until the caller returns: kernels that take nothing from
+    Numba's runtime run without it."""
+    size = ir.Constant(ir.IntType(64), count.literal_value)
+
+    def generate(ctx, builder, signature, args):
+        with builder.goto_entry_block():
+            slot = builder.alloca(ir.DoubleType(), size=size)
+        return builder.bitcast(slot, ctx.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float64)(count), generate
+'''
+"""Text of the function that `space` uses."""
+
+_STACK = 8192  # numbers up to which an array is small enough for the stack of a thread
+
+
+def space(name: str, *shape: int) -> str:
+    """The line that makes an array, not filled, to work in."""
+    count = math.prod(shape)
+    if count > _STACK:
+        return f"{name} = np.empty({shape})"
+    return f"{name} = carray(reserve({count}), {shape})"
 
 
 def flushing(program: Program | PointProgram) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ from nlsq_nb.codegen.targets.cpu_loop import (
     residual,
     signature,
     slices,
+    space,
 )
 from nlsq_nb.core.layout import packed_index, sums_size
 
@@ -107,9 +108,8 @@ def tiled_sums(program: Program | PointProgram, weighted: bool) -> Iterator[str]
     yield from signature(program, "sums2", weighted, "state")
     yield from indent(1, body.prologue)
     for o, count in enumerate(counts):
-        yield f"    J{o} = np.empty(({count}, SUB))"
-        yield f"    H{o} = np.empty(({count}, {count + 1}))"
-    yield f"    out = np.empty({sums_size(p, 2)})"
+        yield from indent(1, [space(f"J{o}", count, sub), space(f"H{o}", count, count + 1)])
+    yield from indent(1, [space("out", sums_size(p, 2))])
     before, after = flushing(program)
     yield from indent(1, before)
     yield "    for start in range(lo, hi, BLOCK):"
@@ -191,9 +191,8 @@ def tiled_matvec(program: Program | PointProgram, weighted: bool) -> Iterator[st
     yield "\n"
     yield from signature(program, "matvec", weighted, "v, state")
     yield from indent(1, body.prologue)
-    yield from indent(1, [f"J{o} = np.empty(({len(present[o])}, {sub}))" for o in range(m)])
-    yield f"    along = np.empty({sub})"
-    yield f"    out = np.empty({p})"
+    yield from indent(1, [space(f"J{o}", len(present[o]), sub) for o in range(m)])
+    yield from indent(1, [space("along", sub), space("out", p)])
     before, after = flushing(program)
     yield from indent(1, before)
     yield "    for start in range(lo, hi, BLOCK):"
