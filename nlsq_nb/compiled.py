@@ -1,24 +1,23 @@
 """The iterative phases of a small fit, run in native code instead of step by step.
 
 From the same state they end where `Warmup` and `GaussNewton` do, to rounding; what is not plain (a
-bound in the way, a singular system, no convergence) they leave to these.
+bound in the way, a singular system, constant y) they leave to these. `backends.small` has the
+native text; here a state becomes its arrays, and these become a state and events again.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.small import compiled_phase
-from nlsq_nb.backends.small.driver import SETTINGS
-from nlsq_nb.backends.small.newton import record
+from nlsq_nb.backends.small import compiled_run
+from nlsq_nb.backends.small import layout as at
 from nlsq_nb.core.chunk import Resident
-from nlsq_nb.core.layout import sums_size
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.events import (
     CostGuardTripped,
@@ -44,9 +43,18 @@ __all__ = ["LARGEST", "advance"]
 LARGEST = 16
 """Parameters up to which native code is faster: it has no blocked algebra."""
 
-Floats = NDArray[np.float64]
-_LINES = 700  # of the log; a fit that needs more gives up
-_STOPS = {1: StopReason.RELATIVE_OFFSET, 2: StopReason.ROUNDING, 3: StopReason.EXACT_FIT}
+_LONGEST = 10_000  # steps; the log has a line for each
+_OFF = -1.0
+_UNUSED = (0.0,) * (at.FIRST_STEPS + 4 - at.WEIGHT + 1)  # settings of phase 1 alone
+# by the numbers that the native text gives them; 0 is to give up
+_NEWTON_STOPS = (
+    None,
+    StopReason.RELATIVE_OFFSET,
+    StopReason.ROUNDING,
+    StopReason.EXACT_FIT,
+    StopReason.MAX_ITERATIONS,
+    StopReason.STALLED,
+)
 _WARMUP_STOPS = (
     None,
     WarmupStop.WARM_START,
@@ -59,66 +67,56 @@ _WARMUP_STOPS = (
     WarmupStop.NOT_ASKED,
     WarmupStop.NOTHING_NONLINEAR,
 )
+_LEFT_OUT = (WarmupStop.WARM_START, WarmupStop.NOT_ASKED, WarmupStop.NOTHING_NONLINEAR)
 _MODES = ("refinement", "careful", "exploration", "fixed")
+_FILLED, _UNTOLD = 1.0, 4.0  # what happened in a step of the warm-up
+_DIRECTIONS = {2.0: "steepest-descent", 3.0: "L-BFGS"}  # along which it found nothing
+
+Found = tuple[FitState, list[Event], int]
+"""The last state, what happened, and the passes."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Space:
-    """The arrays of one call; see `backends.small.driver`."""
+class _Run:
+    """One call of the native text.
 
-    w: Floats
-    order: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    log: Floats
-    out: Floats
+    Attributes
+    ----------
+    shape : Layout
+        Where everything is in `w`.
+    w : ndarray
+        The numbers of the call.
+    n_rows : int
+        Rows of the data.
+    stop : int
+        How the phase ended, 0 where it gave up.
+    found : list of float
+        What it found.
+    """
 
-    @classmethod
-    def of(cls, state: FitState, settings: tuple[float, ...], counts: tuple[int, ...], memory: int) -> _Space:
-        """Filled for a state; `counts` are those after p, linear parameters and given sums."""
-        p = len(state.theta)
-        separable = state.separable.tolist()
-        order = [k for k in range(p) if separable[k]]
-        m = len(order)
-        order += [k for k in range(p) if not separable[k]]
-        space = 64 + 30 * p + 3 * p * p + 2 * (memory + 2) * (p + 1)
-        w = np.zeros(SETTINGS + 4 * p + 5 * record(p) + space)
-        w[: len(settings)] = settings
-        at = SETTINGS
-        for part in (state.theta, state.lower, state.upper, state.normalizer.scales):
-            w[at : at + p] = part
-            at += p
-        given = state.sums is not None and state.sums.order == 2
-        if given:
-            assert state.sums is not None
-            at, size = at + record(p) + 7 * p + 2 * p * p, sums_size(p, 2)
-            w[at : at + size], w[at + size : at + 2 * size] = state.sums.high, state.sums.low
-        return cls(
-            w,
-            np.array(order, dtype=np.int64),
-            np.array([p, m, given, *counts], dtype=np.int64),
-            np.empty(_LINES * (8 + p)),
-            np.zeros(12),
+    shape: at.Layout
+    w: NDArray[np.float64]
+    n_rows: int
+    stop: int
+    found: list[float]
+
+    def point(self, place: int, loss: float = math.inf) -> WarmupPoint:
+        """A record."""
+        p, sums, size = self.shape.n_params, self.shape.sums, self.shape.n_sums
+        part = self.w[place : place + sums + 2 * size].copy()
+        return WarmupPoint(
+            theta=part[:p],
+            sums=NormalSums(self.n_rows, p, 2, part[sums : sums + size], part[sums + size :]),
+            change=part[p : 2 * p],
+            loss=loss,
+            gradient=part[2 * p : 3 * p],
         )
 
-    def run(self, phase: str, rows: Resident) -> int:
-        """How the phase ended, 0 where it gave up."""
-        arrays = (self.w, self.order, self.counts, self.log, self.out)
-        compiled_phase(phase)(rows.kernel, rows.n_rows, rows.columns.ctypes.data, *(a.ctypes.data for a in arrays))
-        return int(self.out[0])
-
-    def point(self, number: int, n_rows: int) -> tuple[Floats, Floats, Floats, NormalSums]:
-        """θ, change, ∂loss/∂z and sums of a record."""
-        p = int(self.counts[0])
-        at, size = SETTINGS + 4 * p + number * record(p), sums_size(p, 2)
-        parts = [self.w[at + k * p : at + (k + 1) * p].copy() for k in range(3)]
-        state = self.w[at + 7 * p + 2 * p * p :]
-        sums = NormalSums(n_rows, p, 2, state[:size].copy(), state[size : 2 * size].copy())
-        return parts[0], parts[1], parts[2], sums
-
-    def lines(self) -> Iterator[list[float]]:
-        """The log."""
-        width = 8 + int(self.counts[0])
-        return (self.log[k * width : (k + 1) * width].tolist() for k in range(int(self.out[5])))
+    def log(self) -> NDArray[np.float64]:
+        """The log, a row for every step."""
+        width = at.WIDTH + self.shape.n_params
+        begin, count = self.shape.log, int(self.found[at.TOLD])
+        return self.w[begin : begin + count * width].reshape(count, width)
 
 
 def advance(
@@ -142,15 +140,17 @@ def advance(
     tuple of (FitState, list of Event), or None
         The last state and what happened; None to go step by step.
     """
-    if len(state.theta) > LARGEST or not state.free.all() or objective.sample is not objective:
+    if len(state.theta) > LARGEST or False in state.free.tolist() or objective.sample is not objective:
+        return None
+    if not isinstance(phase, GaussNewton) and not (isinstance(phase, Warmup) and _is_plain(phase)):
+        return None
+    rows = objective.resident()
+    if rows is None:
         return None
     if isinstance(phase, GaussNewton):
-        found = _newton(phase, state, rows, tell) if (rows := objective.resident()) else None
-    elif isinstance(phase, Warmup) and _is_plain(phase) and math.isinf(state.first_sse):
-        rows = objective.resident()
-        found = _warmup(phase, state, rows, objective.weight, tell) if rows else None
+        found = _newton(phase, state, rows, tell)
     else:
-        return None
+        found = _warmup(phase, state, rows, objective.weight, tell)
     if found is None:
         return None
     state, events, passes = found
@@ -159,109 +159,183 @@ def advance(
 
 
 def _is_plain(phase: Warmup) -> bool:
-    return phase.line_search == "wolfe" and phase.order == 2 and phase.variance > 0.0
+    usual = phase.line_search == "wolfe" and phase.order == 2
+    return usual and phase.variance > 0.0 and phase.switching.ceiling <= _LONGEST
 
 
-def _newton(
-    phase: GaussNewton, state: FitState, rows: Resident, tell: bool
-) -> tuple[FitState, list[Event], int] | None:
-    settings = (phase.tol, phase.initial_radius, state.signal)
-    space = _Space.of(state, settings, (phase.max_iterations, _LINES), 0)
-    ended = space.run("gauss_newton", rows)
-    if not ended:
+def _run(
+    phase: int,
+    state: FitState,
+    rows: Resident,
+    settings: tuple[float, ...],
+    asked: tuple[int, ...],
+    memory: int = 0,
+) -> _Run:
+    """Fill the arrays and run a phase; `asked` begins with the lines of the log."""
+    shape = at.layout(state.separable.tobytes(), len(rows.columns), memory, asked[0])
+    space = shape.space()
+    w = np.frombuffer(space, np.float64, shape.size)
+    task = np.frombuffer(space, np.int64, offset=w.nbytes)
+    task[:] = shape.task
+    first = state.theta if state.first is None else state.first
+    box = (state.lower, state.upper, state.normalizer.scales, first, state.theta)
+    np.concatenate((settings, *box), out=w[at.SETTINGS : shape.one + shape.n_params])
+    sums, given = state.sums, False
+    if sums is not None and sums.order == 2:
+        given, begin, size = True, shape.one + shape.sums, shape.n_sums
+        w[begin : begin + size], w[begin + size : begin + 2 * size] = sums.high, sums.low
+    bounded = max(state.lower.tolist()) > -math.inf or min(state.upper.tolist()) < math.inf
+    task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
+    task[-len(rows.columns) :] = rows.columns
+    entry = compiled_run()
+    place = ctypes.addressof(space)
+    stop = 0 if entry is None else entry.call(phase, place + w.nbytes, place)
+    return _Run(shape, w, rows.n_rows, stop, w[: at.RESULTS].tolist())
+
+
+# --- phase 2 ---
+
+
+def _newton(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> Found | None:
+    limit = phase.max_iterations
+    if tell and limit > _LONGEST:
         return None
-    theta, _, _, sums = space.point(0, rows.n_rows)
-    _, trials, offset, radius, passes, _, relaxed, *_ = space.out.tolist()
+    settings = (phase.tol, phase.initial_radius, state.signal, *_UNUSED)
+    run = _run(at.GAUSS_NEWTON, state, rows, settings, (limit if tell else 0, limit))
+    if not run.stop:
+        return None
+    found, point, scale = run.found, run.point(run.shape.one), run.shape.scale
     state = replace(
         state,
-        theta=theta,
-        sums=sums,
+        theta=point.theta,
+        sums=point.sums,
         linear=state.separable,
-        relaxed=relaxed,
-        radius=radius,
-        iteration=int(trials),
-        offset=offset,
-        stop=_STOPS[ended],
+        signal=found[at.SIGNAL],
+        relaxed=found[at.RELAXED],
+        scale=run.w[scale : scale + len(point.theta)].copy(),
+        radius=found[at.RADIUS],
+        iteration=int(found[at.STEPS]),
+        offset=found[at.OFFSET],
+        stop=_NEWTON_STOPS[run.stop],
     )
     events: list[Event] = [
-        StepDone(int(k), phase.max_iterations, sse, norm, reduction, reach, bool(accepted), tuple(at))
-        for _, k, sse, norm, reduction, reach, accepted, _, *at in (space.lines() if tell else ())
+        StepDone(int(k), limit, sse, norm, reduction, reach, bool(accepted), tuple(theta))
+        for k, sse, norm, reduction, reach, accepted, *theta in run.log().tolist()
     ]
-    return state, events, int(passes)
+    return state, events, int(found[at.PASSES])
+
+
+# --- phase 1 ---
 
 
 def _warmup(
     phase: Warmup, state: FitState, rows: Resident, weight: float, tell: bool
-) -> tuple[FitState, list[Event], int] | None:
-    defense, switching = phase.defense, phase.switching
-    sizes, off = defense.sizes, -1.0
-    settings = (
+) -> Found | None:
+    asked = _asked(phase)
+    run = _run(at.LBFGS, state, rows, _settings(phase, state, weight), asked, phase.memory)
+    if not run.stop:
+        return None
+    stop, found = _WARMUP_STOPS[run.stop], run.found
+    relative, mode = found[at.RELATIVE], _MODES[int(found[at.MODE])]
+    guarded, least = phase.defense.cost_tolerance is not None, found[at.LEAST]
+    end, warmup = run.point(run.shape.one, least if guarded else found[at.LOSS]), None
+    if stop not in _LEFT_OUT:
+        best = end if guarded else run.point(run.shape.best, least)
+        warmup = WarmupState(
+            relative_loss=relative,
+            mode=mode,
+            linear=state.separable,
+            point=end,
+            best=best,
+            clips=int(found[at.CLIPS]),
+            failures=int(found[at.FAILURES]),
+            filled=bool(found[at.FILLED]),
+        )
+    state = replace(
+        state,
+        theta=end.theta,
+        sums=end.sums,
+        first_sse=found[at.FIRST_SSE],
+        iteration=int(found[at.STEPS]),
+        stop=stop,
+        warmup=warmup,
+    )
+    events: list[Event] = [WarmupStarted()]
+    if stop is WarmupStop.WARM_START:
+        events.append(WarmStartDetected(relative, phase.defense.warm_start or 0.0))
+    else:
+        events.append(StepModeChosen(mode, relative))
+        tolerance = phase.defense.cost_tolerance or 0.0
+        guard = CostGuardTripped(found[at.RISE], tolerance, int(found[at.STEPS]))
+        last: list[Event] = [guard] if stop is WarmupStop.COST_GUARD else []
+        events += _told(phase, run, weight, last) if tell else _counted(phase, run, last)
+    return state, events, int(found[at.PASSES])
+
+
+def _settings(phase: Warmup, state: FitState, weight: float) -> tuple[float, ...]:
+    """What `layout` has from SETTINGS on; the first two are for phase 2."""
+    defense, sizes = phase.defense, phase.defense.sizes
+    return (
+        0.0,
+        0.0,
+        state.signal,
+        state.first_sse,
         weight,
         phase.unit,
         phase.variance,
-        off if defense.warm_start is None else defense.warm_start,
+        _OFF if defense.warm_start is None else defense.warm_start,
+        math.inf if defense.max_step is None else defense.max_step,
+        math.inf if phase.gradient_clip is None else phase.gradient_clip,
+        _OFF if defense.cost_tolerance is None else defense.cost_tolerance,
+        phase.switching.plateau,
+        phase.switching.gradient,
         sizes.refinement,
         sizes.careful,
         sizes.exploration,
         sizes.fixed,
-        math.inf if defense.max_step is None else defense.max_step,
-        math.inf if phase.gradient_clip is None else phase.gradient_clip,
-        off if defense.cost_tolerance is None else defense.cost_tolerance,
-        switching.plateau,
-        switching.gradient,
     )
-    criteria = ["plateau" in switching.criteria, "gradient" in switching.criteria]
-    limits = (switching.early, switching.limit, switching.ceiling)
-    counts = (defense.adapts_step, *criteria, *limits, phase.memory, _LINES)
-    space = _Space.of(state, settings, counts, phase.memory)
-    ended = space.run("lbfgs", rows)
-    if not ended:
-        return None
-    stop = _WARMUP_STOPS[ended]
-    _, steps, loss, rise, passes, _, sse, relative, mode, clips, failures, filled = space.out.tolist()
-    theta, _, _, sums = space.point(1, rows.n_rows)
-    state = replace(state, theta=theta, sums=sums, first_sse=sse, iteration=int(steps), stop=stop, warmup=None)
-    events: list[Event] = [WarmupStarted()]
-    if stop is WarmupStop.WARM_START:
-        assert defense.warm_start is not None
-        return state, [*events, WarmStartDetected(relative, defense.warm_start)], int(passes)
-    tier = _MODES[int(mode)]
-    events.append(StepModeChosen(tier, relative))
-    if stop in (WarmupStop.NOT_ASKED, WarmupStop.NOTHING_NONLINEAR):
-        return state, events, int(passes)
-    events += _steps_of(phase, space, weight, tell)
-    if stop is WarmupStop.COST_GUARD:
-        assert defense.cost_tolerance is not None
-        events.append(CostGuardTripped(rise, defense.cost_tolerance, int(steps)))
-    at, change, slope, best = space.point(3, rows.n_rows)
-    warmup = WarmupState(
-        relative_loss=relative,
-        mode=tier,
-        linear=state.separable,
-        point=(point := WarmupPoint(at, best, change, loss, slope)),
-        best=point,
-        clips=int(clips),
-        failures=int(failures),
-        filled=bool(filled),
-    )
-    return replace(state, warmup=warmup), events, int(passes)
 
 
-def _steps_of(phase: Warmup, space: _Space, weight: float, tell: bool) -> Iterator[Event]:
-    """What happened in the steps of the warm-up; clipped steps in one event where nobody reads along."""
-    limit, longest = phase.switching.ceiling, phase.defense.max_step
-    clips = []
-    for _, k, loss, norm, length, clipped, what, _, *theta in space.lines():
-        if clipped and longest is not None:
-            if tell:
-                yield StepClipped(clipped, longest)
-            clips.append(clipped)
-        if what == 1.0:
-            yield HistoryFilled(int(k))
-        elif what:
-            kind = "L-BFGS" if what == 3.0 else "steepest-descent"
-            yield LineSearchFailed(int(k), f"no decrease of the loss along the {kind} direction")
-        if tell:
-            yield WarmupStepDone(int(k), limit, loss * phase.unit * weight, norm * phase.unit, length, tuple(theta))
-    if clips and longest is not None and not tell:
-        yield StepsClipped(tuple(clips), longest)
+def _asked(phase: Warmup) -> tuple[int, ...]:
+    """What `layout` has from LINES on."""
+    s = phase.switching
+    criteria = ("plateau" in s.criteria, "gradient" in s.criteria)
+    return (s.ceiling, s.ceiling, s.limit, s.early, *criteria, phase.defense.adapts_step)
+
+
+def _counted(phase: Warmup, run: _Run, last: list[Event]) -> Iterator[Event]:
+    """What telemetry counts, clipped steps many at a time."""
+    clipped, happened = run.log()[:, 4:6].T.tolist()
+    notes = [(k, event) for k, what in enumerate(happened, 1) if what for event in _noted(k, what)]
+    begin, longest = 0, phase.defense.max_step or math.inf
+    for k, event in (*notes, (len(clipped), None)):  # in their order
+        if clips := tuple(filter(None, clipped[begin:k])):
+            yield StepsClipped(clips, longest)
+        if event is not None:
+            yield event
+        begin = k
+    yield from last
+
+
+def _told(phase: Warmup, run: _Run, weight: float, last: list[Event]) -> Iterator[Event]:
+    """What happened in every step."""
+    limit, longest = phase.switching.ceiling, phase.defense.max_step or math.inf
+    lines = run.log().tolist()
+    for k, loss, norm, length, clipped, happened, *theta in lines:
+        if clipped:
+            yield StepClipped(clipped, longest)
+        yield from _noted(int(k), happened)
+        if k == len(lines):
+            yield from last
+        if happened != _UNTOLD:
+            sse = loss * phase.unit * weight
+            yield WarmupStepDone(int(k), limit, sse, norm * phase.unit, length, tuple(theta))
+
+
+def _noted(step: int, happened: float) -> list[Event]:
+    """What happened in a step beside its being clipped."""
+    if happened == _FILLED:
+        return [HistoryFilled(step)]
+    if happened in _DIRECTIONS:
+        return [LineSearchFailed(step, f"no decrease of the loss along the {_DIRECTIONS[happened]} direction")]
+    return []

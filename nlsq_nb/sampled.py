@@ -58,7 +58,7 @@ def advance_on_sample(
     assert isinstance(end.stop, WarmupStop)
     theta = relaxed(end, end.warmup.best)
     refined = None if phase.refine is None else advance(
-        phase.refine, on_sample(judged.state, theta, objective), sample, False
+        phase.refine, on_sample(judged.state, theta, objective), sample, tell=False
     )
     if refined is not None and refined[0].stop is not None and refined[0].stop.success:
         theta = refined[0].theta

@@ -112,8 +112,8 @@ def test_mapped_files_give_the_bits_of_copies(mapped, dtype, precision):
     copied = ArraySource(x, y, sigma, precision=precision)
     assert (source.n_chunks, source.dtype) == (6, copied.dtype)
     assert bits(source) == bits(copied)
-    where = get_backend("cpu")
-    assert summarize(source, ["x"], True, where) == summarize(copied, ["x"], True, where)
+    how = {"check": True, "backend": get_backend("cpu")}
+    assert summarize(source, ["x"], **how) == summarize(copied, ["x"], **how)
 
 
 def test_mapped_tables_and_groups_are_read_chunk_by_chunk(mapped):

@@ -1,90 +1,206 @@
-"""The compiled small fit: native code gives the bits of the same text run as Python, and the phases' results."""
+"""The compiled small fit: native code gives the bits of the same text run as Python, whatever is translated."""
 
 import ctypes
 import math
-import types
+import textwrap
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nlsq_nb import Model, compiled
+from nlsq_nb import HybridStreamingConfig, Model, compiled
 from nlsq_nb.backends.cpu import CpuBackend
-from nlsq_nb.backends.small import driver
+from nlsq_nb.backends.small import PARTS, compiled_run, driver, layout, native
+from nlsq_nb.backends.small.build import build, compile_ir
 from nlsq_nb.backends.small.translate import translate
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.layout import sums_size
+from nlsq_nb.errors import BackendUnavailable
+from nlsq_nb.phases.defense import Defense, StepSizes
+from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.setup import setup
+from nlsq_nb.phases.switching import Switching
+from nlsq_nb.phases.warmup import Warmup
 
 X = np.linspace(0, 10, 60)
 NOISE = np.random.default_rng(0).normal(0, 0.05, X.size)
+BUMP = 3.0 * np.exp(-(((X - 5) / 1.5) ** 2))
 MODELS = {
     "exponential": ("a*exp(-b*x) + c", (1.0, 0.1, 5.0), 5.0 * np.exp(-0.5 * X) + 1.0),
-    "gaussian": ("a*exp(-((x - m)/s)**2)", (2.0, 4.0, 2.0), 3.0 * np.exp(-(((X - 5) / 1.5) ** 2))),
+    "gaussian": ("a*exp(-((x - m)/s)**2)", (2.0, 4.0, 2.0), BUMP),
     "rational": ("a*x/(1 + b*x)", (1.0, 0.05), 2.0 * X / (1 + 0.3 * X)),
     "line": ("a + b*x", (0.0, 0.0), 1.0 + 2.0 * X),
     "wave": ("a*sin(w*x + f)*exp(-k*x)", (1.0, 1.3, 0.1, 0.1), 2.0 * np.sin(1.5 * X + 0.3) * np.exp(-0.2 * X)),
-    "wrong sign": ("a*exp(-b*x)", (1.0, -2.0), 2.0 * np.exp(-X)),
+    "far": ("a*exp(-((x - m)/s)**2) + c", (1.0, 1.0, 0.2, 0.0), BUMP),
+    "nowhere": ("a*exp(-b*x)", (1.0, -400.0), 2.0 * np.exp(-X)),
+    "two alike": ("a*exp(-b*x) + c*exp(-d*x)", (1.0, 0.5, 1.0, 0.5), 2.0 * np.exp(-X)),
 }
-WARMUP = (1.0, 1.0, 0.05, 0.1, 0.1, 0.1, 0.1, math.inf, math.inf, 0.1, 1e-9, 1e-9)
+SIZES = StepSizes(0.1, 0.1, 0.1, 0.1)
+WARMUPS = {
+    "plain": Warmup(
+        Switching(200, 40, 1e-9, 1e-9, ("plateau", "gradient", "max_iter")),
+        Defense(0.01, adapts_step=True, sizes=SIZES, cost_tolerance=0.05, max_step=0.1),
+        variance=1.0,
+        memory=5,
+        line_search="wolfe",
+        gradient_clip=None,
+        ridge=1e-10,
+    ),
+    "bare": Warmup(
+        Switching(5, 30, 1e-4, 1e-3, ("max_iter",)),
+        Defense(None, adapts_step=False, sizes=SIZES, cost_tolerance=None, max_step=None),
+        variance=1.0,
+        memory=2,
+        line_search="wolfe",
+        gradient_clip=0.1,
+        ridge=1e-10,
+    ),
+}
+NEWTON = GaussNewton(30, 1e-8, 1.0, 1e-10)
 
 
-def space_of(name, separable, kind):
+def task_of(name, *, separable=True, bounded=False):
+    """(first state, resident rows) of a problem."""
     text, p0, y = MODELS[name]
     model, y = Model(text), y + NOISE
-    unlimited = np.full(len(p0), np.inf)
+    far = np.full(len(p0), 1e3 if bounded else np.inf)
     linear = model.linear_params if separable else ()
-    state = setup(np.array(p0), (-unlimited, unlimited), model.params, linear, float(y @ y), "auto")
-    if kind == "gauss_newton":
-        return model, y, compiled._Space.of(state, (1e-8, 1.0, state.signal), (60, 700), 0)
-    settings = (float(len(y)), float(y.var()), float(y.var()), *WARMUP[2:])
-    return model, y, compiled._Space.of(state, settings, (1, 1, 1, 200, 40, 40, 5, 700), 5)
+    state = setup(np.array(p0), (-far, far), model.params, linear, float(y @ y), "p0")
+    backend = CpuBackend(1)
+    return state, backend.resident(backend.compile(model.program, np.float64), Chunk(0, (X,), (y,), None))
 
 
-def python_kernel(module, y, p):
-    size = sums_size(p, 2)
+def run(phase, state, rows):
+    if isinstance(phase, GaussNewton):
+        settings = (phase.tol, phase.initial_radius, state.signal, *compiled._UNUSED)
+        limit = phase.max_iterations
+        return compiled._run(layout.GAUSS_NEWTON, state, rows, settings, (limit, limit))
+    settings, asked = compiled._settings(phase, state, float(rows.n_rows)), compiled._asked(phase)
+    return compiled._run(layout.LBFGS, state, rows, settings, asked, phase.memory)
 
-    def kernel(lo, hi, columns, theta, state):
-        module.sums2(lo, hi, X, y, theta[:p].copy(), state[: 2 * size].reshape(2, size))
 
-    return kernel
+@contextmanager
+def in_python(rows, shape):
+    """The text as Python in the place of the native code, around the very same kernel."""
+    kernel = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 5)(rows.kernel)
+
+    def call_kernel(lo, hi, *arrays):
+        return kernel(lo, hi, *(a.ctypes.data for a in arrays))
+
+    def call(phase, task, w):
+        ints = (ctypes.c_int64 * len(shape.task)).from_address(task)
+        numbers = (ctypes.c_double * shape.size).from_address(w)
+        with np.errstate(all="ignore"):
+            return driver.run(phase, np.frombuffer(ints, np.int64), np.frombuffer(numbers))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(native.KERNELS, rows.kernel, call_kernel)
+        patch.setattr(compiled, "compiled_run", lambda: SimpleNamespace(call=call))
+        yield
 
 
-@pytest.mark.parametrize("kind", ["lbfgs", "gauss_newton"])
+def same_bits(phase, state, rows):
+    """What native code finds, once it is what Python finds."""
+    found = run(phase, state, rows)
+    with in_python(rows, found.shape):
+        expected = run(phase, state, rows)
+    assert found.stop == expected.stop
+    assert found.w.tobytes() == expected.w.tobytes()
+    return found
+
+
+@pytest.mark.parametrize("phase", [*WARMUPS.values(), NEWTON], ids=[*WARMUPS, "newton"])
 @pytest.mark.parametrize("separable", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_native_code_gives_the_bits_of_python(name, separable, kind):
-    model, y, native = space_of(name, separable, kind)
-    _, _, plain = space_of(name, separable, kind)
-    backend = CpuBackend(1)
-    kernel = backend.compile(model.program, np.float64)
-    rows = backend.resident(kernel, Chunk(0, (X,), (y,), None))
-    native.run(kind, rows)
-    arrays = (plain.w, plain.order, plain.counts, plain.log, plain.out)
-    with np.errstate(all="ignore"):
-        getattr(driver, kind)(python_kernel(kernel.module(weighted=False), y, model.n_params), X.size, None, *arrays)
-    assert native.out[0] != 0 or name == "wrong sign"
-    assert np.array_equal(native.out, plain.out)
-    assert np.array_equal(native.w, plain.w, equal_nan=True)
-    assert list(native.lines()) == list(plain.lines())
+def test_native_code_gives_the_bits_of_python(name, separable, phase):
+    state, rows = task_of(name, separable=separable)
+    found = same_bits(phase, state, rows)
+    if name not in ("nowhere", "two alike", "far"):
+        assert found.stop > 0
+    if name == "nowhere":
+        assert found.stop == 0
+
+
+@pytest.mark.parametrize("phase", [WARMUPS["plain"], NEWTON], ids=["warmup", "newton"])
+def test_bounds_that_are_far_away_change_nothing(phase):
+    free, within = (run(phase, *task_of("exponential", bounded=bounded)) for bounded in (False, True))
+    same_bits(phase, *task_of("exponential", bounded=True))
+    assert free.stop == within.stop > 0
+    assert free.found == within.found
+
+
+def test_sums_that_are_given_are_not_measured_again():
+    state, rows = task_of("exponential")
+    first = run(WARMUPS["plain"], state, rows)
+    end = first.point(first.shape.one)
+    known, anew = (
+        run(NEWTON, replace(state, theta=end.theta, sums=sums), rows) for sums in (end.sums, None)
+    )
+    passes, signal = layout.PASSES, layout.SIGNAL
+    assert known.found[passes] == anew.found[passes] - 1
+    assert known.found[passes + 1 :] == anew.found[passes + 1 :]
+    assert known.found[signal] == state.signal
+
+
+def test_a_kernel_that_cannot_makes_the_phase_give_up():
+    state, rows = task_of("line")
+    unable = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 5)(lambda *_: 1)
+    address = ctypes.cast(unable, ctypes.c_void_p).value
+    assert run(NEWTON, state, replace(rows, kernel=address)).stop == 0
+
+
+def test_without_native_code_phases_give_up(monkeypatch, caplog):
+    def fail(*_):
+        raise BackendUnavailable("nothing can be compiled")
+
+    state, rows = task_of("line")
+    with monkeypatch.context() as patch:
+        patch.setattr("nlsq_nb.backends.objects.load_code", fail)
+        patch.setattr(compiled, "compiled_run", compiled_run.__wrapped__)
+        assert run(NEWTON, state, rows).stop == 0
+    assert "nothing can be compiled" in caplog.text
+
+
+def test_the_object_needs_nothing_and_calls_nothing():
+    """No exp, no pow, no memcpy: the bits are those of the arithmetic that the text prescribes."""
+    folder = Path(driver.__file__).parent
+    code = build({name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in PARTS}, "small")
+    assert code.needs == ()
+    library = llvm.JITLibraryBuilder().add_object_img(code.image).export_symbol("small")  # nothing of the process
+    assert library.link(llvm.create_lljit_compiler(), "alone")["small"]
+
+
+def test_the_config_has_no_step_limit_that_the_log_cannot_hold():
+    """Beyond it a fit goes step by step; the defaults must not."""
+    assert HybridStreamingConfig().max_warmup_iterations <= compiled._LONGEST
 
 
 # --- the translation itself ---
 
-SOURCE = '''
+SOURCE = """
 import math
 from nlsq_nb.backends.small.native import Floats, Ints, native
-LIMIT, NOTHING = range(2)
+LIMIT, STEP = 2, -3
 
 @native
 def collatz(n: int) -> int:
     steps = 0
+    half = n
     while n > 1 and steps < 1000:
-        if n - n // 2 * 2 == 0:
-            n = n // 2
+        half = 0
+        for k in range(0, n, 2):
+            half = k
+        if half == n - 2:
+            n = half + 2
+            half = 0
+            while half + half < n:
+                half += 1
+            n = half
             steps += 1
             continue
         n = 3 * n + 1
@@ -95,53 +211,181 @@ def collatz(n: int) -> int:
 def mixed(a: float, b: float, n: int) -> float:
     x = y = a
     low, high = min(a, b), max(a, b, 0.5)
-    for k in range(n - 1, -1, -1):
+    for k in range(n - 1, -1, STEP):
         x += k * b if k != 3 else -abs(a)
         if not low <= x < high or (math.isinf(x) and k > 1):
             break
     inside = math.isfinite(x) and n > 0
     y -= inside
-    return x * x - y ** 2 / (1 + n) + math.sqrt(abs(y)) * LIMIT
+    if n == 7:
+        return -n
+    else:
+        return x * x - y / (1 + n) + math.sqrt(abs(y)) * LIMIT
+
+@native
+def choose(w: Floats, at: int) -> bool:
+    kept = not w[at] > w[at + 1]
+    if kept != (w[at] <= w[at + 1]):
+        return w[at] != w[at]
+    return bool(int(w[at + 1]))
 
 @native
 def run(w: Floats, n: Ints, out: Floats) -> None:
-    out[0], out[1] = mixed(w[0], w[1], n[0]), collatz(n[0])
+    out[0], out[1] = mixed(w[0], w[1], n[0]), collatz(n[1])
     out[2] += 1.0 if out[1] > 10.0 else int(w[0])
-'''
+    out[3] = out[4] = choose(w, 0)
+    out[4] = out[4] * math.pi / float(n[0] + 1)
+"""
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("translated")
-    path = folder / "sample_of_translation.py"
-    path.write_text(SOURCE)
-    module = types.ModuleType("sample_of_translation")
-    module.__file__ = str(path)
-    exec(compile(SOURCE, str(path), "exec"), module.__dict__)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inspect.getsource", lambda _: SOURCE)
-        text = str(translate([module]))
+def both():
+    scope = {}
+    exec(SOURCE, scope)
+    module = translate([(SOURCE, scope)])
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    engine = llvm.create_mcjit_compiler(
-        llvm.parse_assembly(text), llvm.Target.from_default_triple().create_target_machine(opt=2)
-    )
+    machine = llvm.Target.from_default_triple().create_target_machine(opt=2)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
     engine.finalize_object()
-    native = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(engine.get_function_address("run"))
-    yield module.run, native
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3)(engine.get_function_address("run"))
+    yield scope["run"], function
     del engine
 
 
 @given(
-    a=st.floats(-1e6, 1e6),
-    b=st.floats(-1e6, 1e6),
+    a=st.floats(-1e6, 1e6) | st.just(0.5),
+    b=st.floats(-1e6, 1e6) | st.just(0.5),
     n=st.integers(0, 300),
+    odd=st.integers(1, 40),
 )
-def test_what_is_translated_does_what_python_does(both, a, b, n):
-    python, native = both
-    w, counts = np.array([a, b]), np.array([n])
-    found, expected = np.zeros(3), np.zeros(3)
+def test_what_is_translated_does_what_python_does(both, a, b, n, odd):
+    python, function = both
+    w, counts = np.array([a, b]), np.array([n, odd])
+    found, expected = np.zeros(5), np.zeros(5)
     with np.errstate(all="ignore"):
         python(w, counts, expected)
-    native(w.ctypes.data, counts.ctypes.data, found.ctypes.data)
+    function(w.ctypes.data, counts.ctypes.data, found.ctypes.data)
+    assert found.tobytes() == expected.tobytes()
+
+
+@given(values=st.lists(st.floats(width=64), min_size=2, max_size=2))
+def test_comparisons_with_nan_and_infinities_are_those_of_python(both, values):
+    python, function = both
+    assume(abs(values[0]) < 1e15 or not math.isfinite(values[0]))
+    python_w = np.array([*values])
+    found, expected = np.zeros(5), np.zeros(5)
+    counts = np.array([2, 1])
+    try:
+        with np.errstate(all="ignore"):
+            python(python_w, counts, expected)
+    except (OverflowError, ValueError):  # of int(): such integers are not translated
+        return
+    function(python_w.ctypes.data, counts.ctypes.data, found.ctypes.data)
     assert np.array_equal(found, expected, equal_nan=True)
+
+
+def translated(body, head="def f(w: Floats, n: Ints, a: float, k: int) -> float:"):
+    return translate([(f"@native\n{head}\n{textwrap.indent(body, '    ')}\n", {"STEP": 2, "TEXT": "x"})])
+
+
+def test_a_function_that_is_translated_compiles():
+    assert compile_ir(translated("return a"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return a // 2.0",
+        "return a % 2.0",
+        "return a ** 2",
+        "return a @ a",
+        "return k & 1",
+        "return ~k",
+        "return +a",
+        "return a if k is None else a",
+        "return k in n",
+        "return (a or 1.0)",
+        "return k and 1",
+        "return 'a'",
+        "return None",
+        "return",
+        "return TEXT",
+        "return unknown",
+        "return math.sin(a)",
+        "return math.floor",
+        "return numpy.pi",
+        "return abs(k)",
+        "return sqrt(a)",
+        "return min(a)",
+        "return min(a, key=a)",
+        "return f(w, n, a)",
+        "return f(w, n, a, k=k)",
+        "return f(n, w, a, k)",
+        "return int(a, 2)",
+        "return w[a]",
+        "return a[k]",
+        "return w[1:k]",
+        "return w",
+        "return [a]",
+        "return (a, a)",
+        "return lambda: a",
+        "return f'{a}'",
+        "return sum(a for _ in n)",
+        "return (b := a)",
+        "w = a\nreturn w",
+        "v = w\nreturn a",
+        "w.x = a\nreturn a",
+        "k = a\nreturn a",
+        "n[0] = a\nreturn a",
+        "a, k = k\nreturn a",
+        "a = k, k\nreturn a",
+        "x = y, z = a, a\nreturn a",
+        "b: float = a\nreturn b",
+        "del a\nreturn a",
+        "global a\nreturn a",
+        "assert k\nreturn a",
+        "raise ValueError",
+        "pass\nreturn a",
+        "import math\nreturn a",
+        "def g(): pass\nreturn a",
+        "with a: return a",
+        "try:\n    return a\nfinally:\n    a = 1.0",
+        "match k:\n    case 1: return a",
+        "for j in n:\n    a += 1.0\nreturn a",
+        "for j in range(a):\n    a += 1.0\nreturn a",
+        "for j in range(0, 4, k):\n    a += 1.0\nreturn a",
+        "for j in range(0, 4, 0):\n    a += 1.0\nreturn a",
+        "for j in range():\n    a += 1.0\nreturn a",
+        "for w[0] in n:\n    a += 1.0\nreturn a",
+        "for j in range(k):\n    a += 1.0\nelse:\n    a = 0.0\nreturn a",
+        "while k > 0:\n    k -= 1\nelse:\n    a = 0.0\nreturn a",
+        "if k > 0:\n    return a",
+        "while k > 0:\n    return a",
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(body):
+    with pytest.raises(TypeError, match=r"^f, line \d+ of its module: "):
+        translated(body)
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        ("def f(a) -> float:", "no annotation is not one of int, float"),
+        ("def f(a: float):", "no annotation is not one of"),
+        ("def f(a: complex) -> float:", "complex is not one of"),
+        ("def f(a: float = 1.0) -> float:", "no defaults"),
+        ("def f(*a: float) -> float:", "positional"),
+        ("def f(*, a: float) -> float:", "positional"),
+        ("def f(**a: float) -> float:", "positional"),
+    ],
+)
+def test_signatures_that_are_not_known_are_refused(head, why):
+    with pytest.raises(TypeError, match=why):
+        translated("return a", head)
+
+
+def test_only_marked_functions_are_translated():
+    text = "def g(a):\n    return [a]\n\n@other\ndef h(a):\n    return {a}\n\n@native\ndef f() -> int:\n    return 1\n"
+    assert [f.name for f in translate([(text, {})]).functions] == ["f"]

@@ -1,20 +1,52 @@
 """Algebra of a compiled small fit: factors and trust-region steps in one flat array, without allocation.
 
 The plain region of `core.factor` and `core.trust_region`: well-conditioned systems, no bound in the
-way. All vectors and matrices (rows by rows) are stretches of one array `w`, named by their offsets:
-compiled functions of many small arrays take ten times as long to compile.
+way. Everything is in one array because compiled functions of many small ones take ten times as long
+to compile.
 """
 
 from __future__ import annotations
 
 import math
 
+from nlsq_nb.backends.small.layout import (
+    DAMPING,
+    DELTA,
+    FALL,
+    LENGTH,
+    NORMS,
+    ORDER,
+    PREDICTED,
+    SCALE,
+    WORK,
+    G,
+    H,
+    L,
+    M,
+    P,
+    U,
+    Y,
+)
 from nlsq_nb.backends.small.native import Floats, Ints, native
 
-__all__ = ["cholesky", "condition", "dot", "factorize", "norm", "reduced_norms", "relax", "step_of"]
+__all__ = [
+    "EPS",
+    "condition",
+    "dot",
+    "factorize",
+    "forward",
+    "full_step",
+    "norm",
+    "reduced_norms",
+    "relax",
+    "step_of",
+]
 
+EPS = 2.220446049250313e-16
 PIVOT = 1e-4  # as core.factor: below, half of the digits left after elimination are rounding errors
 SLACK = 1.1  # as core.trust_region
+# vectors of p numbers in the work space, before two matrices
+Q, RIGHT, FULL, OUTER, INNER, MOVED, SIZES, SQUARES, SLOPES, SCALED = range(10)
 
 
 @native
@@ -50,14 +82,14 @@ def cholesky(w: Floats, a: int, n: int, least: float) -> bool:
 
 @native
 def forward(w: Floats, a: int, stride: int, n: int, v: int) -> None:
-    """v ← L⁻¹v."""
+    """Solve L v = v in place."""
     for i in range(n):
         w[v + i] = (w[v + i] - dot(w, a + i * stride, v, i)) / w[a + i * stride + i]
 
 
 @native
 def backward(w: Floats, a: int, stride: int, n: int, v: int) -> None:
-    """v ← L⁻ᵀv."""
+    """Solve Lᵀ v = v in place."""
     for i in range(n - 1, -1, -1):
         total = w[v + i]
         for k in range(i + 1, n):
@@ -77,23 +109,24 @@ def condition(w: Floats, a: int, stride: int, count: int) -> float:
 
 
 @native
-def factorize(w: Floats, at: int, p: int, order: Ints, count: int) -> bool:
-    """`core.factor.factorize` of a point for the parameters order[:count], in its own stretches.
+def factorize(task: Ints, w: Floats, at: int, count: int) -> bool:
+    """`core.factor.factorize` of a point for the first `count` parameters, in its own stretches.
 
     The factor has rows of `count` numbers. False where the general way is needed.
     """
-    norms, y, u, g, h = at + 3 * p, at + 4 * p, at + 5 * p, at + 6 * p, at + 7 * p
-    lower = h + p * p
+    p, norms, y, u = task[P], at + task[NORMS], at + task[Y], at + task[U]
+    g, h, lower = at + task[G], at + task[H], at + task[L]
     for i in range(count):
-        square = w[h + order[i] * p + order[i]]
+        square = w[h + task[ORDER + i] * (p + 1)]
         if not 0.0 < square < math.inf:
             return False
         w[norms + i] = math.sqrt(square)
     for i in range(count):
+        row = h + task[ORDER + i] * p
         for j in range(i):
-            w[lower + i * count + j] = w[h + order[i] * p + order[j]] / (w[norms + i] * w[norms + j])
+            w[lower + i * count + j] = w[row + task[ORDER + j]] / (w[norms + i] * w[norms + j])
         w[lower + i * count + i] = 1.0
-        w[y + i] = w[g + order[i]] / w[norms + i]
+        w[y + i] = w[g + task[ORDER + i]] / w[norms + i]
     if not cholesky(w, lower, count, PIVOT):
         return False
     forward(w, lower, count, count, y)
@@ -104,34 +137,81 @@ def factorize(w: Floats, at: int, p: int, order: Ints, count: int) -> bool:
 
 
 @native
-def relax(
-    w: Floats, lower: int, stride: int, norms: int, y: int, m: int, order: Ints, change: int,
-    spare: int
-) -> float:
-    """The step of the first m parameters to their best values; the reduction of the sse."""
+def relax(task: Ints, w: Floats, at: int, stride: int, y: int, change: int) -> float:
+    """The step of the linear parameters to their best values; the reduction of the sse."""
+    m, norms, lower, part = task[M], at + task[NORMS], at + task[L], task[WORK]
     for i in range(m):
-        w[spare + i] = w[y + i]
-    backward(w, lower, stride, m, spare)
+        w[part + i] = w[y + i]
+    backward(w, lower, stride, m, part)
     for i in range(m):
-        w[change + order[i]] = w[spare + i] / w[norms + i]
+        w[change + task[ORDER + i]] = w[part + i] / w[norms + i]
     return dot(w, y, y, m)
 
 
 @native
-def reduced_norms(
-    w: Floats, lower: int, norms: int, m: int, count: int, order: Ints, out: int
-) -> None:
-    """Column norms with the first m parameters eliminated for the others."""
-    for i in range(count):
+def reduced_norms(task: Ints, w: Floats, at: int, out: int) -> None:
+    """Column norms with the linear parameters eliminated for the others; see `Factor.reduced_norms`."""
+    p, m, norms, lower = task[P], task[M], at + task[NORMS], at + task[L]
+    for i in range(p):
         size = 1.0
-        if m != 0 and m != count and i >= m:
-            size = norm(w, lower + i * count + m, i + 1 - m)
-        w[out + order[i]] = w[norms + i] * size
+        if 0 < m <= i:
+            size = norm(w, lower + i * p + m, i + 1 - m)
+        w[out + task[ORDER + i]] = w[norms + i] * size
 
 
 @native
-def shifted(w: Floats, unit: int, squares: int, n: int, damping: float, into: int) -> bool:
-    """The factor of unit + damping·diag(squares); False where it is not positive definite."""
+def full_step(task: Ints, w: Floats, at: int, out: int) -> None:
+    """δ of the full Gauss–Newton step."""
+    for i in range(task[P]):
+        w[out + task[ORDER + i]] = w[at + task[U] + i] / w[at + task[NORMS] + i]
+
+
+@native
+def step_of(task: Ints, w: Floats, at: int, radius: float) -> bool:
+    """`Factor.step`: δ, and ‖Dδ‖, damping, slope and prediction among what is found; False to give up."""
+    p, m, norms, y, u = task[P], task[M], at + task[NORMS], at + task[Y], at + task[U]
+    if m == p:
+        m, radius = 0, math.inf
+    n, q, moved = p - m, task[WORK] + Q * p, task[WORK] + MOVED * p
+    for i in range(n):
+        w[q + i] = w[task[SCALE] + task[ORDER + m + i]] / w[norms + m + i]
+        w[moved + i] = w[q + i] * w[u + m + i]
+    w[LENGTH] = norm(w, moved, n)
+    if w[LENGTH] <= SLACK * radius:
+        gain = dot(w, y + m, y + m, n)
+        full_step(task, w, at, task[DELTA])
+        w[DAMPING], w[FALL], w[PREDICTED] = 0.0, gain, gain
+        return True
+    eliminate(task, w, at)
+    w[DAMPING] = limited_step(task, w, radius)
+    if w[DAMPING] < 0.0:
+        return False
+    put_together(task, w, at)
+    return True
+
+
+@native
+def eliminate(task: Ints, w: Floats, at: int) -> None:
+    """The system of the nonlinear parameters in coordinates where its diagonal is 1."""
+    p, m, y, u = task[P], task[M], at + task[Y], at + task[U]
+    n, work, lower = p - m, task[WORK], at + task[L]
+    q, right, full, sizes, unit = work + Q * p, work + RIGHT * p, work + FULL * p, work + SIZES * p, work + 10 * p
+    for i in range(n):
+        row = lower + (m + i) * p + m
+        size = norm(w, row, i + 1)
+        w[sizes + i] = size
+        w[right + i] = dot(w, row, y + m, i + 1) / size
+        w[q + i] /= size
+        w[full + i] = size * w[u + m + i]
+        for j in range(i):
+            product = dot(w, row, lower + (m + j) * p + m, j + 1)
+            w[unit + i * n + j] = product / (size * w[sizes + j])
+
+
+@native
+def shifted(w: Floats, unit: int, squares: int, n: int, damping: float) -> bool:
+    """The factor of unit + damping·diag(squares), behind it; False where it is not positive definite."""
+    into = unit + n * n
     for i in range(n):
         for j in range(i):
             w[into + i * n + j] = w[unit + i * n + j]
@@ -140,14 +220,11 @@ def shifted(w: Floats, unit: int, squares: int, n: int, damping: float, into: in
 
 
 @native
-def limited_step(
-    w: Floats, unit: int, right: int, q: int, n: int, radius: float, full: int, u: int, spare: int
-) -> float:
-    """`core.trust_region.limited`: u with ‖q·u‖ = radius to ten per cent; its damping, −1 if none.
-
-    `spare` is space for n (n + 3) numbers.
-    """
-    squares, slope, scaled, lower = spare, spare + n, spare + 2 * n, spare + 3 * n
+def limited_step(task: Ints, w: Floats, radius: float) -> float:
+    """`core.trust_region.limited`: u with ‖q·u‖ = radius to ten per cent; its damping, −1 if none."""
+    p, work, n = task[P], task[WORK], task[P] - task[M]
+    q, right, full, u, unit = work + Q * p, work + RIGHT * p, work + FULL * p, work + OUTER * p, work + 10 * p
+    squares, slope, scaled, lower = work + SQUARES * p, work + SLOPES * p, work + SCALED * p, unit + n * n
     for i in range(n):
         w[squares + i] = w[q + i] * w[q + i]
         w[scaled + i] = w[right + i] / w[q + i]
@@ -155,7 +232,7 @@ def limited_step(
     low, high = 0.0, norm(w, scaled, n) / radius
     damping = min(max(1e-3 * high, high * radius / max(norm(w, slope, n), radius)), high)
     for _ in range(30):
-        if not shifted(w, unit, squares, n, damping, lower):
+        if not shifted(w, unit, squares, n, damping):
             low, damping = damping, max(math.sqrt(damping * high), 10.0 * damping)
             continue
         for i in range(n):
@@ -181,56 +258,27 @@ def limited_step(
 
 
 @native
-def step_of(
-    w: Floats, at: int, p: int, m: int, count: int, order: Ints, scale: int, radius: float,
-    delta: int, found: int, spare: int
-) -> bool:
-    """`Factor.step`: δ, and ‖Dδ‖, damping, slope and prediction in `found`; False to give up."""
-    norms, y, u, lower = at + 3 * p, at + 4 * p, at + 5 * p, at + 7 * p + p * p
-    if m == count:
-        m, radius = 0, math.inf
-    n = count - m
-    q, right, full, outer, moved = spare, spare + p, spare + 2 * p, spare + 3 * p, spare + 4 * p
-    size, inner, schur, rest = spare + 5 * p, spare + 6 * p, spare + 7 * p, spare + 7 * p + p * p
-    for i in range(n):
-        w[q + i] = w[scale + order[m + i]] / w[norms + m + i]
-        w[moved + i] = w[q + i] * w[u + m + i]
-    length, gain = norm(w, moved, n), dot(w, y + m, y + m, n)
-    if length <= SLACK * radius:
-        for i in range(count):
-            w[delta + order[i]] = w[u + i] / w[norms + i]
-        w[found], w[found + 1], w[found + 2], w[found + 3] = length, 0.0, gain, gain
-        return True
-    for i in range(n):
-        row = lower + (m + i) * count + m
-        w[size + i] = norm(w, row, i + 1)
-        w[right + i] = dot(w, row, y + m, i + 1) / w[size + i]
-        w[q + i] /= w[size + i]
-        w[full + i] = w[size + i] * w[u + m + i]
-        for j in range(i):
-            product = dot(w, row, lower + (m + j) * count + m, j + 1)
-            w[schur + i * n + j] = product / (w[size + i] * w[size + j])
-    damping = limited_step(w, schur, right, q, n, radius, full, outer, rest)
-    if damping < 0.0:
-        return False
+def put_together(task: Ints, w: Floats, at: int) -> None:
+    """The step of all parameters from that of the nonlinear ones."""
+    p, m, norms, y = task[P], task[M], at + task[NORMS], at + task[Y]
+    n, work, lower, delta = p - m, task[WORK], at + task[L], task[DELTA]
+    q, outer, inner, moved = work + Q * p, work + OUTER * p, work + INNER * p, work + MOVED * p
     for i in range(n):
         w[moved + i] = w[q + i] * w[outer + i]
-    length = norm(w, moved, n)
+    w[LENGTH] = norm(w, moved, n)
     for i in range(n):
-        w[outer + i] /= w[size + i]
+        w[outer + i] /= w[work + SIZES * p + i]
+        w[delta + task[ORDER + m + i]] = w[outer + i] / w[norms + m + i]
     for k in range(n):
         w[moved + k] = 0.0
         for i in range(k, n):
-            w[moved + k] += w[outer + i] * w[lower + (m + i) * count + m + k]
-    slope, square = dot(w, y + m, moved, n), dot(w, moved, moved, n)
+            w[moved + k] += w[outer + i] * w[lower + (m + i) * p + m + k]
+    w[FALL] = dot(w, y + m, moved, n)
+    w[PREDICTED] = 2.0 * w[FALL] - dot(w, moved, moved, n)
     for k in range(m):
         w[inner + k] = w[y + k]
         for i in range(n):
-            w[inner + k] -= w[outer + i] * w[lower + (m + i) * count + k]
-    backward(w, lower, count, m, inner)
+            w[inner + k] -= w[outer + i] * w[lower + (m + i) * p + k]
+    backward(w, lower, p, m, inner)
     for k in range(m):
-        w[delta + order[k]] = w[inner + k] / w[norms + k]
-    for i in range(n):
-        w[delta + order[m + i]] = w[outer + i] / w[norms + m + i]
-    w[found], w[found + 1], w[found + 2], w[found + 3] = length, damping, slope, 2.0 * slope - square
-    return True
+        w[delta + task[ORDER + k]] = w[inner + k] / w[norms + k]

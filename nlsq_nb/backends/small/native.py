@@ -8,20 +8,55 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Floats", "Ints", "call_kernel", "native"]
+__all__ = ["KERNELS", "Floats", "Ints", "call_kernel", "native"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
+KERNELS: dict[int, Callable[[int, int, Ints, Floats, Floats], int]] = {}
+"""What stands for kernels where the functions run as Python: a number for each in the place of its address."""
+
 
 def native(function: F) -> F:
-    """Mark a function; imported as it stands it is plain Python, which tests run."""
+    """Mark a function.
+
+    Parameters
+    ----------
+    function : callable
+        With annotated arguments, in what `translate` knows of Python.
+
+    Returns
+    -------
+    callable
+        The same: imported as it stands it is plain Python, which tests run.
+    """
     return function
 
 
 def call_kernel(
-    kernel: Any, lo: int, hi: int, columns: Ints, w: Floats, theta: int, state: int
-) -> None:
-    """Fold the sums of order 2 over rows lo ≤ i < hi into w[state:], at the parameters w[theta:]."""
-    kernel(lo, hi, columns, w[theta:], w[state:])
+    kernel: int, lo: int, hi: int, task: Ints, table: int, w: Floats, theta: int, state: int
+) -> int:
+    """Fold sums of order 2 over rows of the data; in native code a call of the kernel itself.
+
+    Parameters
+    ----------
+    kernel : int
+        Its address; here a key of `KERNELS`.
+    lo, hi : int
+        Rows lo ≤ i < hi.
+    task : ndarray of int
+        The addresses of the columns begin at task[table].
+    table : int
+        See task.
+    w : ndarray
+        The parameters begin at w[theta], the sums at w[state].
+    theta, state : int
+        See w.
+
+    Returns
+    -------
+    int
+        0 if it could.
+    """
+    return KERNELS[int(kernel)](int(lo), int(hi), task[table:], w[theta:], w[state:])

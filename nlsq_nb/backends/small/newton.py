@@ -1,284 +1,322 @@
-"""Gauss–Newton of a compiled small fit: `phases.gauss_newton` in its plain region, step by step.
-
-A point is a record in the flat array: θ, the change that relaxes its linear parameters, ∂loss/∂z,
-then norms, y and u of its factor, g, H, L, the kernel's sums, and room for those of a segment.
-"""
+"""Gauss–Newton of a compiled small fit: `phases.gauss_newton` in its plain region, step by step."""
 
 from __future__ import annotations
 
 import math
 
-from nlsq_nb.backends.small.algebra import condition, dot, factorize, norm, reduced_norms, relax, step_of
-from nlsq_nb.backends.small.native import Floats, Ints, call_kernel, native
-from nlsq_nb.core.layout import SEGMENT
+from nlsq_nb.backends.small.algebra import (
+    EPS,
+    condition,
+    dot,
+    factorize,
+    full_step,
+    reduced_norms,
+    relax,
+    step_of,
+)
+from nlsq_nb.backends.small.layout import (
+    BEGUN,
+    BOUNDED,
+    CEILING,
+    CHANGE,
+    DAMPING,
+    DELTA,
+    FALL,
+    HERE,
+    INITIAL_RADIUS,
+    LENGTH,
+    LINES,
+    LOG,
+    NEW_RELAXED,
+    NEW_SSE,
+    NORMS,
+    OFFSET,
+    ONE,
+    ORDER,
+    PLACE,
+    PREDICTED,
+    RADIUS,
+    RELAXED,
+    SCALE,
+    SCALES,
+    SIGNAL,
+    SSE,
+    STEPS,
+    TOL,
+    TOLD,
+    TWO,
+    WIDTH,
+    WORK,
+    G,
+    L,
+    M,
+    P,
+    Y,
+)
+from nlsq_nb.backends.small.native import Floats, Ints, native
+from nlsq_nb.backends.small.points import clear, copy_point, go, measure
 
-__all__ = ["copy_point", "inside", "measure", "newton", "record", "unpack"]
+__all__ = ["GAVE_UP", "SINGULAR", "TRUSTED", "newton"]
 
-EPS = 2.220446049250313e-16
 TINY = 2.2250738585072014e-308
+LEAST, NOTHING = 1.4916681462400413e-154, 64.0 * EPS  # as phases.stationary
 ACCEPT, POLISH, SILENT, TRUSTED, SINGULAR = 1e-4, 0.1, 1e-8, 1e-6, 1e-14  # as the phase and core have them
-GIVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT = 0, 1, 2, 3
+GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED = range(-1, 6)
 
 
 @native
-def record(p: int) -> int:
-    """Numbers in the record of a point."""
-    return 7 * p + 2 * p * p + 4 + 4 * p + 2 * p * (p + 1)
+def solve(task: Ints, w: Floats, at: int) -> bool:
+    """Factorise the sums of a point; False where the general way is needed (`Quadratic`)."""
+    p, m = task[P], task[M]
+    if not factorize(task, w, at, p) or EPS * condition(w, at + task[L], p, m) > TRUSTED:
+        return False
+    clear(task, w, at)
+    relax(task, w, at, p, at + task[Y], at + task[CHANGE])
+    return go(task, w, at, at + task[CHANGE], 1.0, task[PLACE])
 
 
 @native
-def copy_point(w: Floats, source: int, target: int, p: int) -> None:
-    """Make a point another one."""
-    for k in range(record(p)):
-        w[target + k] = w[source + k]
+def relaxed(task: Ints, w: Floats, at: int, sse: float) -> float:
+    """The sse of a solved point with its linear parameters at their best."""
+    return max(sse - dot(w, at + task[Y], at + task[Y], task[M]), 0.0)
 
 
 @native
-def unpack(w: Floats, at: int, p: int) -> float:
-    """Fill g and H of a point from its sums: the sse; inf where anything is not finite."""
-    g, h, state = at + 6 * p, at + 7 * p, at + 7 * p + 2 * p * p
-    size = 1 + p + p * (p + 1) // 2
-    finite = True
-    for k in range(size):
-        finite = finite and math.isfinite(w[state + k] + w[state + size + k])
-    if not finite:
-        return math.inf
-    k = state + 1 + p
-    for i in range(p):
-        w[g + i] = w[state + 1 + i] + w[state + size + 1 + i]
-        for j in range(i, p):
-            total = w[k] + w[k + size]
-            w[h + i * p + j] = total
-            w[h + j * p + i] = total
-            k += 1
-    return w[state] + w[state + size]
+def is_hopeless(task: Ints, w: Floats, least: float) -> int:
+    """Whether a trial cannot become better than the current point; −1 where that takes a closer look."""
+    lost = min(1.0, EPS * condition(w, task[ONE] + task[L], task[P], task[M]))
+    if least >= w[RELAXED] + 4.0 * w[NEW_SSE] * lost:
+        return 1
+    return -1 if least >= w[RELAXED] + 4.0 * w[NEW_SSE] * EPS else 0
 
 
 @native
-def measure(kernel: int, rows: int, columns: Ints, w: Floats, at: int, p: int) -> float:
-    """One pass of order 2: the sse, with g and H filled; inf where anything is not finite."""
-    state, size = at + 7 * p + 2 * p * p, 1 + p + p * (p + 1) // 2
-    part = state + 2 * size
-    for lo in range(0, rows, SEGMENT):
-        into = part if lo > 0 else state
-        for k in range(2 * size):
-            w[into + k] = 0.0
-        call_kernel(kernel, lo, min(lo + SEGMENT, rows), columns, w, at, into)
-        if lo > 0:
-            for k in range(size):
-                high, value = w[state + k], w[part + k]
-                total = high + value
-                rest = total - high
-                w[state + k] = total
-                w[state + size + k] += (high - (total - rest)) + (value - rest)
-                w[state + size + k] += w[part + size + k]
-    return unpack(w, at, p)
+def settle(task: Ints, w: Floats) -> int:
+    """Settle the point of the first record as `GaussNewton._settle`: the record it ends in, −1 to give up.
+
+    Its sse is there; both become those of that record.
+    """
+    one, two, sse, trial = int(task[ONE]), int(task[TWO]), float(w[NEW_SSE]), w[STEPS] > 0.0
+    if not solve(task, w, one):
+        return -1
+    least = relaxed(task, w, one, sse)
+    w[NEW_RELAXED] = least
+    worse = trial and sse > w[SSE]
+    if task[M] == 0 or not (worse or dot(w, one + task[Y], one + task[Y], task[M]) > POLISH * least):
+        return one
+    if trial:
+        hopeless = is_hopeless(task, w, least)
+        if hopeless != 0:
+            return one if hopeless > 0 else -1
+    for k in range(task[P]):
+        w[two + k] = w[task[PLACE] + k]
+    new = measure(task, w, two)
+    if not new <= sse:
+        w[NEW_RELAXED] = sse  # too ill-conditioned to be believed
+        return one
+    if not solve(task, w, two):
+        return -1
+    w[NEW_SSE], w[NEW_RELAXED] = new, relaxed(task, w, two, new)
+    return two
 
 
 @native
-def inside(w: Floats, theta: int, lower: int, upper: int, p: int) -> bool:
-    """Whether a point stays clear of all bounds."""
-    for k in range(p):
-        if not w[lower + k] < w[theta + k] < w[upper + k]:
+def noise_of(task: Ints, w: Floats, m: int) -> float:
+    """Rounding error of the sse, m linear terms cancelling; see `trial.rounding_of`."""
+    here, scale = task[HERE], float(w[SIGNAL])
+    for i in range(m):
+        k = task[ORDER + i]
+        term = w[here + k] * w[here + task[NORMS] + i]
+        scale = max(scale, term * term)
+    return float(4.0 * EPS * math.sqrt(w[SSE]) * math.sqrt(scale) + 4.0 * EPS * w[SSE])
+
+
+@native
+def gain_at(task: Ints, w: Floats, at: int) -> float:
+    """What a full step from a solved point would take off the sse; −1 where a bound stops it."""
+    full_step(task, w, at, task[WORK])
+    if not go(task, w, at, task[WORK], 1.0, task[PLACE]):
+        return -1.0
+    return dot(w, at + task[Y], at + task[Y], task[P])
+
+
+@native
+def offset_of(gain: float, sse: float) -> float:
+    """The relative offset."""
+    return math.sqrt(gain / sse) if sse > 0.0 else 0.0
+
+
+@native
+def is_regular(task: Ints, w: Floats) -> bool:
+    """Whether all parameters are determined at the current point."""
+    p = task[P]
+    return bool(condition(w, task[HERE] + task[L], p, p) * p * SINGULAR < 1.0)
+
+
+@native
+def sees_all(task: Ints, w: Floats) -> bool:
+    """Whether the model feels every parameter at the current point; see `stationary.seen_parameters`."""
+    here = task[HERE]
+    for i in range(task[P]):
+        k, size = task[ORDER + i], w[here + task[NORMS] + i]
+        felt = size * max(abs(w[here + k]), w[task[SCALES] + k])
+        if size < LEAST or (i >= task[M] and not felt > NOTHING * math.sqrt(w[SIGNAL])):
             return False
     return True
 
 
 @native
-def gain_at(w: Floats, at: int, p: int, order: Ints, m: int) -> float:
-    """Factorise the sums of a point; the reduction by its linear parameters, −1 to give up."""
-    if not factorize(w, at, p, order, p):
-        return -1.0
-    if EPS * condition(w, at + 7 * p + p * p, p, m) > TRUSTED:
-        return -1.0
-    return dot(w, at + 4 * p, at + 4 * p, m)
+def is_stuck(task: Ints, w: Floats) -> bool:
+    """`trial.is_stuck` after a trial."""
+    here, total, same = task[HERE], 0.0, True
+    for k in range(task[P]):
+        size = w[task[SCALE] + k] * w[here + k]
+        total += size * size
+        same = same and w[here + k] + w[task[DELTA] + k] == w[here + k]
+    return same or w[RADIUS] <= EPS * math.sqrt(total)
 
 
 @native
-def settle(
-    kernel: int, rows: int, columns: Ints, w: Floats, box: int, p: int, order: Ints, m: int,
-    one: int, two: int, sse: float, old_sse: float, old_relaxed: float, out: int
-) -> int:
-    """Settle the point of record `one` as `GaussNewton._settle`: the record it ends in, −1 to give up.
-
-    `old_sse` is inf at the start of the phase. out[0] and out[1] become its sse and relaxed sse.
-    """
-    lower, trial = one + 7 * p + p * p, math.isfinite(old_sse)
-    gain = gain_at(w, one, p, order, m)
+def judge(task: Ints, w: Floats, accepted: int) -> int:
+    """The stop that the current point calls for, as `GaussNewton._judge`; notes its offset."""
+    gain = gain_at(task, w, task[HERE])
     if gain < 0.0:
-        return -1
-    least = max(sse - gain, 0.0)
-    w[out], w[out + 1] = sse, least
-    if m == 0 or not ((trial and sse > old_sse) or gain > POLISH * least):
-        return one
-    if trial and least >= old_relaxed:
-        lost = min(1.0, EPS * condition(w, lower, p, m))
-        if least >= old_relaxed + 4.0 * sse * lost:  # hopeless
-            return one
-        if least >= old_relaxed + 4.0 * sse * EPS:
-            return -1
-    for k in range(p):
-        w[one + p + k] = 0.0
-    relax(w, lower, p, one + 3 * p, one + 4 * p, m, order, one + p, two)
-    for k in range(p):
-        w[two + k] = w[one + k] + w[one + p + k]
-    if not inside(w, two, box, box + p, p):
-        return -1
-    new = measure(kernel, rows, columns, w, two, p)
-    if not new <= sse:
-        w[out + 1] = sse  # too ill-conditioned to be believed
-        return one
-    rest = gain_at(w, two, p, order, m)
-    if rest < 0.0:
-        return -1
-    w[out], w[out + 1] = new, max(new - rest, 0.0)
-    return two
+        return GAVE_UP
+    w[OFFSET] = offset_of(gain, w[SSE])
+    if w[SSE] <= 64.0 * EPS * EPS * w[SIGNAL]:
+        return EXACT_FIT
+    if w[OFFSET] <= w[TOL]:
+        return RELATIVE_OFFSET if sees_all(task, w) and is_regular(task, w) else GAVE_UP
+    if accepted == 0 and gain <= noise_of(task, w, 0):
+        return ROUNDING if is_regular(task, w) else GAVE_UP
+    if accepted == 0 and is_stuck(task, w):
+        return STALLED
+    return MAX_ITERATIONS if w[STEPS] >= task[CEILING] else GO_ON
 
 
 @native
-def noise_of(w: Floats, at: int, p: int, sse: float, signal: float, order: Ints, m: int) -> float:
-    """Rounding error of the sse; see `gauss_newton._noise`."""
-    scale = signal
-    for i in range(m):
-        k = order[i]
-        scale = max(scale, w[at + k] * w[at + k] * w[at + 7 * p + k * p + k])
-    return 4.0 * EPS * math.sqrt(sse) * math.sqrt(scale) + 4.0 * EPS * sse
-
-
-@native
-def next_radius(w: Floats, found: int, radius: float, actual: float) -> float:
+def next_radius(w: Floats, actual: float) -> float:
     """`core.trust_region.next_radius`."""
-    length, damping, slope, predicted = w[found], w[found + 1], w[found + 2], w[found + 3]
+    radius, length, predicted = float(w[RADIUS]), float(w[LENGTH]), float(w[PREDICTED])
     ratio = actual / predicted if predicted > 0.0 else -math.inf
     if ratio <= 0.25:
-        shrink = 0.5 if actual >= 0.0 else 0.5 * slope / (slope - 0.5 * actual)
+        shrink = 0.5 if actual >= 0.0 else 0.5 * w[FALL] / (w[FALL] - 0.5 * actual)
         reach = min(radius, 10.0 * length) if length > 0.0 else radius
         return max(min(max(shrink, 0.1), 0.5) * reach, TINY)
-    if length > 0.0 and (damping == 0.0 or ratio >= 0.75):
+    if length > 0.0 and (w[DAMPING] == 0.0 or ratio >= 0.75):
         return 2.0 * length
     return radius
 
 
 @native
-def offset_of(w: Floats, at: int, p: int, sse: float) -> float:
-    """The relative offset of a factorised point."""
-    gain = dot(w, at + 4 * p, at + 4 * p, p)
-    return math.sqrt(gain / sse) if sse > 0.0 else 0.0
+def first_radius(task: Ints, w: Floats) -> bool:
+    """The D-norm of a step along the full one, the first radius long in z; False where a bound stops that."""
+    here, delta, reach, length = task[HERE], task[DELTA], 0.0, 0.0
+    full_step(task, w, here, delta)
+    if task[BOUNDED] != 0 and not go(task, w, here, delta, 1.0, task[PLACE]):
+        return False
+    for i in range(task[M], task[P]):
+        k = task[ORDER + i]
+        size, scaled = w[delta + k] / w[task[SCALES] + k], w[task[SCALE] + k] * w[delta + k]
+        if w[task[BEGUN] + k] != 0.0:
+            reach += size * size
+        length += scaled * scaled
+    share = w[INITIAL_RADIUS] / math.sqrt(reach) if reach > 0.0 else 1.0
+    w[RADIUS] = max(share * math.sqrt(length), TINY)
+    return True
 
 
 @native
-def judge(
-    w: Floats, at: int, p: int, order: Ints, sse: float, signal: float, tol: float, accepted: bool
-) -> int:
-    """The stop that a point calls for, −1 for none."""
-    if sse <= (8.0 * EPS) ** 2 * signal:
-        return EXACT_FIT
-    passed = RELATIVE_OFFSET if offset_of(w, at, p, sse) <= tol else -1
-    if passed < 0 and not accepted:
-        gain = dot(w, at + 4 * p, at + 4 * p, p)
-        if gain <= noise_of(w, at, p, sse, signal, order, 0):
-            passed = ROUNDING
-    if passed >= 0 and condition(w, at + 7 * p + p * p, p, p) * p * SINGULAR >= 1.0:
-        passed = GIVE_UP  # a singular stationary point needs a look around
-    return passed
+def is_better(task: Ints, w: Floats, row: int, actual: float) -> int:
+    """Whether a settled trial becomes the current point; −1 to give up."""
+    if actual > ACCEPT * w[PREDICTED]:
+        return 1 if w[NEW_SSE] <= w[SSE] else 0
+    noise = noise_of(task, w, task[M])
+    if not abs(actual) <= noise:
+        return 0
+    if w[NEW_SSE] < w[SSE] - noise:
+        return 1
+    gain = gain_at(task, w, row)
+    if gain < 0.0:
+        return -1
+    return 1 if offset_of(gain, w[NEW_SSE]) < w[OFFSET] else 0
 
 
 @native
-def first_radius(
-    w: Floats, at: int, p: int, m: int, order: Ints, scale: int, scales: int, first: int,
-    initial: float
-) -> float:
-    """The D-norm of a step along the full one, `initial` long in z."""
-    reach = length = 0.0
-    for i in range(m, p):
-        k = order[i]
-        delta = w[at + 5 * p + i] / w[at + 3 * p + i]
-        if w[first + k] != 0.0:
-            reach += (delta / w[scales + k]) ** 2
-        length += (w[scale + k] * delta) ** 2
-    share = initial / math.sqrt(reach) if reach > 0.0 else 1.0
-    return max(share * math.sqrt(length), TINY)
+def take(task: Ints, w: Floats, row: int) -> None:
+    """Make a settled point the current one; D grows with its norms."""
+    here, scale, norms = task[HERE], task[SCALE], task[PLACE]
+    copy_point(task, w, row, here)
+    w[SSE], w[RELAXED] = w[NEW_SSE], w[NEW_RELAXED]
+    reduced_norms(task, w, here, norms)
+    for k in range(task[P]):
+        w[scale + k] = max(w[scale + k], w[norms + k])
 
 
 @native
-def slope_norm(w: Floats, at: int, p: int, scales: int) -> float:
-    """‖S Jᵀr‖."""
+def reach_of(task: Ints, w: Floats) -> float:
+    """The radius of the trial in z."""
     total = 0.0
-    for k in range(p):
-        total += (w[scales + k] * w[at + 6 * p + k]) ** 2
+    for i in range(task[M], task[P]):
+        k = task[ORDER + i]
+        size = w[task[DELTA] + k] / w[task[SCALES] + k]
+        total += size * size
+    return float(w[RADIUS] * math.sqrt(total) / w[LENGTH] if w[LENGTH] > 0.0 else w[RADIUS])
+
+
+@native
+def slope_of(task: Ints, w: Floats) -> float:
+    """‖S Jᵀr‖ at the current point."""
+    total = 0.0
+    for k in range(task[P]):
+        size = w[task[SCALES] + k] * w[task[HERE] + task[G] + k]
+        total += size * size
     return math.sqrt(total)
 
 
 @native
-def newton(
-    kernel: int, rows: int, columns: Ints, w: Floats, start: int, order: Ints, points: int,
-    limits: int, counts: Ints, log: Floats, out: Floats,
-) -> None:
-    """Phase 2 from the point measured in the second record of `points`; see `driver.gauss_newton`.
+def attempt(task: Ints, w: Floats) -> int:
+    """One trial as `GaussNewton._trial`: a stop, or to go on."""
+    here, one, row, actual = task[HERE], task[ONE], task[ONE], -math.inf
+    if math.isinf(w[RADIUS]) and not first_radius(task, w):
+        return GAVE_UP
+    if not step_of(task, w, here, w[RADIUS]) or not go(task, w, here, task[DELTA], 1.0, one):
+        return GAVE_UP
+    w[NEW_SSE], w[STEPS] = measure(task, w, one), w[STEPS] + 1.0
+    trial_sse, accepted = w[NEW_SSE], 0
+    if math.isfinite(trial_sse):
+        row = settle(task, w)
+        if row < 0:
+            return GAVE_UP
+        trial_sse, actual = w[NEW_SSE], w[RELAXED] - w[NEW_RELAXED]
+        accepted = is_better(task, w, row, actual)
+        if accepted < 0:
+            return GAVE_UP
+    log = task[LOG] + int(w[TOLD]) * (WIDTH + task[P])
+    if task[LINES] > 0:
+        w[log + 2], w[log + 3], w[log + 4] = slope_of(task, w), w[SSE] - trial_sse, reach_of(task, w)
+    w[RADIUS] = next_radius(w, max(actual, 0.0) if accepted > 0 else actual)
+    if accepted > 0:
+        take(task, w, row)
+    if task[LINES] > 0:
+        w[log], w[log + 1], w[log + 5], w[TOLD] = w[STEPS], w[SSE], accepted, w[TOLD] + 1.0
+        for k in range(task[P]):
+            w[log + WIDTH + k] = w[here + k]
+    return judge(task, w, accepted)
 
-    `start` holds p0, bounds and scales, `limits` tol, first radius, signal and the sse there.
-    """
-    p, m, spare = counts[0], counts[1], limits + 8
-    one, two = points + record(p), points + 2 * record(p)
-    tol, initial, signal, sse = w[limits], w[limits + 1], w[limits + 2], w[limits + 3]
-    box, scales, here = start + p, start + 3 * p, points
-    if signal == 0.0:
-        signal = SILENT * sse
-    found, delta, scale, settled, space = spare, spare + 4, spare + 4 + p, spare + 4 + 2 * p, spare + 6 + 2 * p
-    passes, trials, at = int(out[4]), 0, 0
-    row = settle(kernel, rows, columns, w, box, p, order, m, one, two, sse, math.inf, 0.0, settled)
+
+@native
+def newton(task: Ints, w: Floats) -> int:
+    """Phase 2 from the point measured in the first record: its stop."""
+    w[NEW_SSE], w[RADIUS] = w[SSE], math.inf
+    row = settle(task, w)
     if row < 0:
-        return
-    passes += row == two
-    copy_point(w, row, here, p)
-    sse, relaxed = w[settled], w[settled + 1]
-    lower, norms = here + 7 * p + p * p, here + 3 * p
-    reduced_norms(w, lower, norms, m, p, order, scale)
-    stop, offset, radius = judge(w, here, p, order, sse, signal, tol, True), offset_of(w, here, p, sse), math.inf
-    while stop < 0:
-        if trials >= counts[3] or at >= counts[4]:
-            return
-        if math.isinf(radius):
-            radius = first_radius(w, here, p, m, order, scale, scales, start, initial)
-        if not step_of(w, here, p, m, p, order, scale, radius, delta, found, space):
-            return
-        same, moved = True, 0.0
-        for k in range(p):
-            w[one + k] = w[here + k] + w[delta + k]
-            same = same and w[one + k] == w[here + k]
-        for i in range(m, p):
-            moved += (w[delta + order[i]] / w[scales + order[i]]) ** 2
-        if same or not inside(w, one, box, box + p, p):
-            return
-        after, actual, row = measure(kernel, rows, columns, w, one, p), -math.inf, one
-        passes += 1
-        if math.isfinite(after):
-            row = settle(kernel, rows, columns, w, box, p, order, m, one, two, after, sse, relaxed, settled)
-            if row < 0:
-                return
-            passes += row == two
-            after, actual = w[settled], relaxed - w[settled + 1]
-        better = actual > ACCEPT * w[found + 3]
-        accepted = better and after <= sse
-        noise = noise_of(w, here, p, sse, signal, order, m)
-        if not better and abs(actual) <= noise:
-            accepted = after < sse - noise or offset_of(w, row, p, after) < offset
-        reach = radius * math.sqrt(moved) / w[found] if w[found] > 0.0 else radius
-        radius = next_radius(w, found, radius, max(actual, 0.0) if accepted else actual)
-        trials += 1
-        line = at * (8 + p)
-        log[line], log[line + 1], log[line + 3] = 2.0, trials, slope_norm(w, here, p, scales)
-        log[line + 4], log[line + 5], log[line + 6] = sse - after, reach, accepted
-        if accepted:
-            copy_point(w, row, here, p)
-            sse, relaxed = after, w[settled + 1]
-            reduced_norms(w, lower, norms, m, p, order, delta)
-            for k in range(p):
-                w[scale + k] = max(w[scale + k], w[delta + k])
-        log[line + 2] = sse
-        for k in range(p):
-            log[line + 8 + k] = w[here + k]
-        at += 1
-        stop, offset = judge(w, here, p, order, sse, signal, tol, accepted), offset_of(w, here, p, sse)
-    out[0], out[1], out[2], out[3] = stop, trials, offset, radius
-    out[4], out[5], out[6] = passes, at, relaxed
+        return GAVE_UP
+    for k in range(task[P]):
+        w[task[SCALE] + k] = 0.0
+    take(task, w, row)
+    stop = judge(task, w, 1)
+    while stop == GO_ON:
+        stop = attempt(task, w)
+    copy_point(task, w, task[HERE], task[ONE])
+    return stop

@@ -1,139 +1,210 @@
-"""The warm-up of a compiled small fit: `phases.warmup` in its plain region, step by step.
-
-Five records of points: the current one, two for trials, the best one, and what a search has found.
-"""
+"""The warm-up of a compiled small fit: `phases.warmup` in its plain region, step by step."""
 
 from __future__ import annotations
 
 import math
 
-from nlsq_nb.backends.small.algebra import condition, dot, factorize, forward, norm, relax
+from nlsq_nb.backends.small.algebra import EPS, condition, dot, factorize, forward, norm, relax
+from nlsq_nb.backends.small.layout import (
+    ADAPTS,
+    BASE,
+    BENDS,
+    BEST,
+    BY_GRADIENT,
+    BY_PLATEAU,
+    CALM,
+    CEILING,
+    CHANGE,
+    CLIP,
+    CLIPS,
+    EARLY,
+    FAILURES,
+    FILLED,
+    FIRST_SSE,
+    FIRST_STEPS,
+    FORCE,
+    GRADIENT_SIZE,
+    HAPPENED,
+    HERE,
+    KEPT,
+    LEAST,
+    LIMIT,
+    LOG,
+    LONGEST,
+    LOSS,
+    MEMORY,
+    MODE,
+    MOVE,
+    NEW_LOSS,
+    NORMS,
+    ONE,
+    ORDER,
+    PAIRS,
+    PLACE,
+    PLATEAU_SIZE,
+    RELATIVE,
+    RISE,
+    S_PAIRS,
+    SCALES,
+    SHARES,
+    SLOPE,
+    SSE,
+    STEEP,
+    STEPS,
+    STUCK,
+    TOLD,
+    TOLERANCE,
+    TWO,
+    UNIT,
+    VARIANCE,
+    WARM_START,
+    WAY,
+    WEIGHT,
+    WIDTH,
+    Y_PAIRS,
+    G,
+    H,
+    L,
+    M,
+    P,
+    Y,
+)
 from nlsq_nb.backends.small.native import Floats, Ints, native
-from nlsq_nb.backends.small.newton import EPS, TRUSTED, copy_point, inside, measure, record
+from nlsq_nb.backends.small.newton import TRUSTED
+from nlsq_nb.backends.small.points import clear, copy_point, go, measure
 
 __all__ = ["warmup"]
 
-SAME, SETTLED, CURVATURE, C1, C2, TRIALS, CALM = 1.0 + 1e-9, 1e-2, 1e-10, 1e-4, 0.9, 25, 3
-GAVE_UP, WARM_START, PLATEAU, GRADIENT, MAX_ITERATIONS, COST_GUARD, NO_STEP, AT_ROUNDING = range(8)
+SAME, SETTLED, CURVATURE, C1, C2, TRIALS, PATIENCE = 1.0 + 1e-9, 1e-2, 1e-10, 1e-4, 0.9, 25, 3  # as the phase
+NEARLY = 1.0 + 1e-12
+GO_ON, GAVE_UP, WARM_START_FOUND, PLATEAU, GRADIENT, MAX_ITERATIONS, COST_GUARD, NO_STEP, AT_ROUNDING = range(-1, 8)
+NOT_ASKED, NOTHING_NONLINEAR = 8, 9
+REFINEMENT, CAREFUL, EXPLORATION, FIXED = range(4)
+NOTHING, JUST_FILLED, NO_DESCENT, NO_LBFGS_STEP, UNTOLD = range(5)
 
 
 @native
-def loss_at(
-    w: Floats, at: int, p: int, order: Ints, m: int, scales: int, whole: float, sse: float,
-    spare: int
-) -> float:
+def tier(relative: float, adapts: bool) -> int:
+    """`defense.step_mode`."""
+    if not adapts:
+        return FIXED
+    if relative < 0.1:
+        return REFINEMENT
+    return CAREFUL if relative < 1.0 else EXPLORATION
+
+
+@native
+def is_trusted(task: Ints, w: Floats, at: int) -> bool:
+    """Factorise the linear parameters' own system; whether they may be solved for apart."""
+    m = int(task[M])
+    return factorize(task, w, at, m) and EPS * condition(w, at + task[L], m, m) <= TRUSTED
+
+
+@native
+def loss_at(task: Ints, w: Floats, at: int, sse: float) -> float:
     """Loss and gradient from the sums of a point, linear parameters relaxed; −1 to give up."""
-    h, lower = at + 7 * p, at + 7 * p + p * p
+    p, m, h, change, slope = task[P], task[M], at + task[H], at + task[CHANGE], at + task[SLOPE]
+    whole = float(w[WEIGHT] * w[UNIT])
     for k in range(p):
-        w[at + p + k] = w[at + 2 * p + k] = 0.0
+        w[change + k] = w[slope + k] = 0.0
     if not math.isfinite(sse):
         return math.inf
-    if m:
-        if not factorize(w, at, p, order, m) or EPS * condition(w, lower, m, m) > TRUSTED:
+    if m > 0:
+        if not is_trusted(task, w, at):
             return -1.0
-        sse = max(sse - relax(w, lower, m, at + 3 * p, at + 4 * p, m, order, at + p, spare), 0.0)
+        sse = max(sse - relax(task, w, at, m, at + task[Y], change), 0.0)
+        if not go(task, w, at, change, 1.0, task[PLACE]):
+            return -1.0
     for i in range(m, p):
-        k = order[i]
-        total = w[at + 6 * p + k]
+        k = task[ORDER + i]
+        total = w[at + task[G] + k]
         for j in range(m):
-            total -= w[h + k * p + order[j]] * w[at + p + order[j]]
-        w[at + 2 * p + k] = -2.0 / whole * w[scales + k] * total
+            total -= w[h + k * p + task[ORDER + j]] * w[change + task[ORDER + j]]
+        w[slope + k] = -2.0 / whole * w[task[SCALES] + k] * total
     return sse / whole
 
 
 @native
-def settle_loss(
-    kernel: int, rows: int, columns: Ints, w: Floats, start: int, p: int, order: Ints, m: int,
-    one: int, whole: float, sse: float, out: int
-) -> int:
-    """Settle the point measured in record `one`: the record it ends in, −1 to give up.
+def is_settled(w: Floats, sse: float) -> bool:
+    """Whether the linear parameters of the trial are near their best values already."""
+    return bool(sse - w[NEW_LOSS] * (w[WEIGHT] * w[UNIT]) <= SETTLED * sse)
 
-    As `Warmup._settle`: where the linear parameters were far from their best values the point is
-    measured anew with them, in the next record. out[0] becomes the loss, out[1] counts the passes.
+
+@native
+def settle_loss(task: Ints, w: Floats, sse: float) -> int:
+    """Settle the point measured in the first record: the record it ends in, −1 to give up.
+
+    As `Loss.settled`: where the linear parameters were far from their best values the point is
+    measured anew with them, in the second record.
     """
-    two, box, scales = one + record(p), start + p, start + 3 * p
-    loss = loss_at(w, one, p, order, m, scales, whole, sse, two)
-    w[out] = loss
-    if loss < 0.0:
+    one, two, row = int(task[ONE]), int(task[TWO]), int(task[ONE])
+    w[NEW_LOSS] = loss_at(task, w, one, sse)
+    if w[NEW_LOSS] < 0.0:
         return -1
-    if math.isinf(loss) or not m or sse - loss * whole <= SETTLED * sse:
+    if math.isinf(w[NEW_LOSS]) or task[M] == 0 or is_settled(w, sse):
         return one
-    for k in range(p):
-        w[two + k] = w[one + k] + w[one + p + k]
-    if not inside(w, two, box, box + p, p):
+    if not go(task, w, one, one + task[CHANGE], 1.0, two):
         return -1
-    new, row = measure(kernel, rows, columns, w, two, p), two
-    w[out + 1] += 1.0
-    if not new <= sse:
-        new, row = sse, one
-    else:
-        loss = loss_at(w, two, p, order, m, scales, whole, new, out + 2)
-        if loss < 0.0:
+    new = measure(task, w, two)
+    if new <= sse:
+        row, sse, w[NEW_LOSS] = two, new, loss_at(task, w, two, new)
+        if w[NEW_LOSS] < 0.0:
             return -1
-    if new - loss * whole > SETTLED * new:
-        for k in range(p):
-            w[row + p + k] = 0.0
-        loss = new / whole
-    w[out] = loss
+    if not is_settled(w, sse):
+        clear(task, w, row)
+        w[NEW_LOSS] = sse / (w[WEIGHT] * w[UNIT])
     return row
 
 
 @native
-def direction(
-    w: Floats, slope: int, p: int, memory: int, capacity: int, count: int, clip: float, way: int
-) -> None:
+def direction(task: Ints, w: Floats) -> None:
     """`core.lbfgs.direction` of the clipped gradient."""
-    ys = memory + (capacity + 1) * p
-    bends = ys + (capacity + 1) * p
-    shares = bends + capacity + 1
-    length = norm(w, slope, p)
-    shrink = clip / length if length > clip else 1.0
+    p, gradient, way, count = task[P], task[HERE] + task[SLOPE], task[WAY], int(w[PAIRS])
+    steps, yields, bends, shares = task[S_PAIRS], task[Y_PAIRS], task[BENDS], task[SHARES]
+    shrink = w[CLIP] / w[STEEP] if w[STEEP] > w[CLIP] else 1.0
     for k in range(p):
-        w[way + k] = -w[slope + k] * shrink
+        w[way + k] = -w[gradient + k] * shrink
     for i in range(count - 1, -1, -1):
-        w[shares + i] = dot(w, memory + i * p, way, p) / w[bends + i]
+        w[shares + i] = dot(w, steps + i * p, way, p) / w[bends + i]
         for k in range(p):
-            w[way + k] -= w[shares + i] * w[ys + i * p + k]
-    last = ys + (count - 1) * p
+            w[way + k] -= w[shares + i] * w[yields + i * p + k]
+    last = yields + (count - 1) * p
     size = w[bends + count - 1] / dot(w, last, last, p)
     for k in range(p):
         w[way + k] *= size
     for i in range(count):
-        share = w[shares + i] - dot(w, ys + i * p, way, p) / w[bends + i]
+        share = w[shares + i] - dot(w, yields + i * p, way, p) / w[bends + i]
         for k in range(p):
-            w[way + k] += share * w[memory + i * p + k]
+            w[way + k] += share * w[steps + i * p + k]
     for k in range(p):
-        if w[slope + k] == 0.0:
+        if w[gradient + k] == 0.0:
             w[way + k] = 0.0
 
 
 @native
-def remember(
-    w: Floats, memory: int, capacity: int, count: int, old: int, new: int, p: int, order: Ints,
-    m: int, scales: int
-) -> int:
-    """`core.lbfgs.remember`: the number of pairs afterwards."""
-    ys = memory + (capacity + 1) * p
-    bends = ys + (capacity + 1) * p
-    s, y = memory + count * p, ys + count * p
+def remember(task: Ints, w: Floats) -> None:
+    """`core.lbfgs.remember` of the way from the current point to what was found."""
+    p, old, new, capacity, count = task[P], task[HERE], task[KEPT], task[MEMORY], int(w[PAIRS])
+    steps, yields, bends = task[S_PAIRS], task[Y_PAIRS], task[BENDS]
+    s, y = steps + count * p, yields + count * p
     for k in range(p):
         w[s + k] = 0.0
-        w[y + k] = w[new + 2 * p + k] - w[old + 2 * p + k]
-    for i in range(m, p):
-        k = order[i]
-        w[s + k] = (w[new + k] - w[old + k]) / w[scales + k]
+        w[y + k] = w[new + task[SLOPE] + k] - w[old + task[SLOPE] + k]
+    for i in range(task[M], p):
+        k = task[ORDER + i]
+        w[s + k] = (w[new + k] - w[old + k]) / w[task[SCALES] + k]
     bend = dot(w, s, y, p)
     if not bend > CURVATURE * math.sqrt(dot(w, s, s, p) * dot(w, y, y, p)):
-        return count
+        return
     w[bends + count] = bend
     if count < capacity:
-        return count + 1
+        w[PAIRS] = count + 1
+        return
     for i in range(capacity * p):  # the oldest gives way
-        w[memory + i] = w[memory + p + i]
-        w[ys + i] = w[ys + p + i]
+        w[steps + i] = w[steps + p + i]
+        w[yields + i] = w[yields + p + i]
     for i in range(capacity):
         w[bends + i] = w[bends + i + 1]
-    return count
 
 
 @native
@@ -144,156 +215,177 @@ def shorter(start: float, slope: float, t: float, value: float) -> float:
         return 0.1 * t
     if bend <= 0.0:
         return 0.5 * t
-    return min(max(-0.5 * slope * t * t / bend, 0.1 * t), 0.5 * t)
+    return min(max(-0.5 * slope * (t * t) / bend, 0.1 * t), 0.5 * t)
 
 
 @native
-def search(
-    kernel: int, rows: int, columns: Ints, w: Floats, start: int, p: int, order: Ints, m: int,
-    points: int, whole: float, way: int, loss: float, slope: float, longest: float, out: int
-) -> float:
-    """`core.linesearch.wolfe` along the move after `way`; what is found ends in the last record.
-
-    The t found, 0 where there is none, −1 to give up; out[0] becomes the loss there.
-    """
-    one, kept = points + record(p), points + 4 * record(p)
-    base, move = way + p, way + 2 * p
+def search(task: Ints, w: Floats, slope: float, longest: float) -> float:
+    """`core.linesearch.wolfe` along the move: the t found, 0 where there is none, −1 to give up."""
+    p, one, start = task[P], task[ONE], w[LOSS]
     low, high, best, t = 0.0, math.inf, math.inf, min(1.0, longest)
     for _ in range(TRIALS):
-        for k in range(p):
-            w[one + k] = w[base + k] + t * w[move + k]
-        if not inside(w, one, start + p, start + 2 * p, p):
+        if not go(task, w, task[BASE], task[MOVE], t, one):
             return -1.0
-        sse = measure(kernel, rows, columns, w, one, p)
-        w[out + 1] += 1.0
-        row = settle_loss(kernel, rows, columns, w, start, p, order, m, one, whole, sse, out)
+        row = settle_loss(task, w, measure(task, w, one))
         if row < 0:
             return -1.0
-        value = w[out]
-        if not (math.isfinite(value) and value <= loss + C1 * t * slope and value < loss):
+        value = w[NEW_LOSS]
+        if not (math.isfinite(value) and value <= start + C1 * t * slope and value < start):
             high = t
-            t = shorter(loss, slope, t, value) if low == 0.0 else 0.5 * (low + high)
+            t = shorter(start, slope, t, value) if low == 0.0 else 0.5 * (low + high)
             continue
-        copy_point(w, row, kept, p)
+        copy_point(task, w, row, task[KEPT])
         low, best = t, value
-        if dot(w, row + 2 * p, way, p) >= C2 * slope or t >= longest:
+        if dot(w, row + task[SLOPE], task[WAY], p) >= C2 * slope or t >= longest:
             break
         t = min(2.0 * t, longest) if high == math.inf else 0.5 * (low + high)
-    w[out] = best
+    w[NEW_LOSS] = best
     return low
 
 
 @native
-def follow(w: Floats, at: int, p: int, order: Ints, m: int, move: int, right: int) -> None:
-    """Add to a move of the nonlinear parameters what keeps the linear ones at their best, to first order."""
-    h, lower, norms, change = at + 7 * p, at + 7 * p + p * p, at + 3 * p, right + p
+def follow(task: Ints, w: Floats) -> bool:
+    """Add to the move what keeps the linear parameters at their best, to first order; False to give up."""
+    p, m, here, move, force = task[P], task[M], task[HERE], task[MOVE], task[FORCE]
     for i in range(m):
-        w[right + i] = 0.0
+        total = 0.0
         for j in range(m, p):
-            w[right + i] -= w[h + order[i] * p + order[j]] * w[move + order[j]]
-        w[right + i] /= w[norms + i]
-    forward(w, lower, m, m, right)
-    relax(w, lower, m, norms, right, m, order, change, change + p)
+            total -= w[here + task[H] + task[ORDER + i] * p + task[ORDER + j]] * w[move + task[ORDER + j]]
+        if not math.isfinite(total):
+            return False
+        w[force + i] = total / w[here + task[NORMS] + i]
+    forward(w, here + task[L], m, m, force)
+    relax(task, w, here, m, force, task[PLACE])
     for i in range(m):
-        w[move + order[i]] += w[change + order[i]]
+        w[move + task[ORDER + i]] += w[task[PLACE] + task[ORDER + i]]
+    return True
 
 
 @native
-def verdict(iteration: int, calm: int, length: float, steep: float, counts: Ints) -> int:
-    """`Switching.verdict`; −1 to go on."""
-    if counts[5] and not (length >= steep and length > 0.0):
+def verdict(task: Ints, w: Floats) -> int:
+    """`Switching.verdict`."""
+    if task[BY_GRADIENT] != 0 and not w[STEEP] >= w[GRADIENT_SIZE]:
         return GRADIENT
-    if counts[4] and calm >= (CALM if iteration < counts[6] else 1):
+    if task[BY_PLATEAU] != 0 and w[CALM] >= (PATIENCE if w[STEPS] < task[EARLY] else 1):
         return PLATEAU
-    return MAX_ITERATIONS if iteration >= counts[8] else -1
+    return MAX_ITERATIONS if w[STEPS] >= task[CEILING] else GO_ON
 
 
 @native
-def warmup(
-    kernel: int, rows: int, columns: Ints, w: Floats, start: int, order: Ints, points: int,
-    limits: int, counts: Ints, log: Floats, out: Floats,
-) -> int:
-    """Phase 1 from the point measured in the second record; see `driver.lbfgs`. How it ended.
+def aim(task: Ints, w: Floats) -> None:
+    """Direction as `Warmup._direction`; the memory is left where it leads upwards."""
+    p, gradient, way = task[P], task[HERE] + task[SLOPE], task[WAY]
+    if w[PAIRS] > 0.0:
+        direction(task, w)
+        if dot(w, way, gradient, p) < 0.0:
+            return
+    w[PAIRS] = 0.0
+    first = w[FIRST_STEPS + int(w[MODE])]
+    for k in range(p):
+        w[way + k] = w[gradient + k] * (-first / w[STEEP])
 
-    `limits` holds first and longest step, clip of the gradient, tolerance of the guard (negative:
-    off), plateau, steepness that counts, the sse of that record, and weight × unit.
-    """
-    p, m, spare = counts[0], counts[1], limits + 8
-    here, one, best, kept = points, points + record(p), points + 3 * record(p), points + 4 * record(p)
-    longest, clip, tolerance, steep = w[limits + 1], w[limits + 2], w[limits + 3], w[limits + 5]
-    whole, capacity, scales = w[limits + 7], counts[9], start + 3 * p
-    told, way, memory = spare, spare + 2 + 3 * p, spare + 2 + 9 * p
-    base, move = way + p, way + 2 * p
-    count = iterations = calm = 0
-    filled = stuck = False
-    w[told + 1] = 0.0
-    row = settle_loss(kernel, rows, columns, w, start, p, order, m, one, whole, w[limits + 6], told)
-    loss = least = w[told]
-    if row < 0 or math.isinf(loss):
+
+@native
+def accept(task: Ints, w: Floats) -> int:
+    """What was found becomes the current point, as `Warmup._accept`."""
+    least, loss = w[LEAST], w[NEW_LOSS]
+    remember(task, w)
+    w[CALM] = w[CALM] + 1.0 if abs(w[LOSS] - loss) <= w[PLATEAU_SIZE] * abs(w[LOSS]) else 0.0
+    copy_point(task, w, task[KEPT], task[HERE])
+    if loss < least:
+        copy_point(task, w, task[KEPT], task[BEST])
+        w[LEAST] = loss
+    w[LOSS], w[STUCK] = loss, 0.0
+    if w[PAIRS] == task[MEMORY] and w[FILLED] == 0.0:
+        w[FILLED], w[HAPPENED] = 1.0, JUST_FILLED
+    w[STEEP] = norm(w, task[HERE] + task[SLOPE], task[P])
+    w[RISE] = max(loss, EPS * EPS) / max(least, EPS * EPS)
+    if w[TOLERANCE] >= 0.0 and not w[RISE] <= 1.0 + w[TOLERANCE]:
+        return COST_GUARD
+    return verdict(task, w)
+
+
+@native
+def fail(task: Ints, w: Floats, slope: float, had: bool) -> int:
+    """No step: forget the memory and try steepest descent once, as `Warmup._without_step`."""
+    if abs(slope) <= 8.0 * EPS * w[LOSS]:
+        w[HAPPENED] = UNTOLD
+        return AT_ROUNDING
+    w[HAPPENED], w[FAILURES] = (NO_LBFGS_STEP if had else NO_DESCENT), w[FAILURES] + 1.0
+    again = had and w[STUCK] == 0.0 and w[STEPS] < task[CEILING]
+    w[PAIRS], w[STUCK] = 0.0, 1.0
+    return GO_ON if again else NO_STEP
+
+
+@native
+def tell(task: Ints, w: Floats, length: float, clipped: float) -> None:
+    """One line of the log."""
+    p, here, line = task[P], task[HERE], task[LOG] + int(w[TOLD]) * (WIDTH + task[P])
+    w[line], w[line + 1], w[line + 2] = w[STEPS], w[LOSS], w[STEEP]
+    w[line + 3], w[line + 4], w[line + 5] = length, clipped, w[HAPPENED]
+    for k in range(p):
+        w[line + WIDTH + k] = w[here + k] + w[here + task[CHANGE] + k]
+    w[TOLD] += 1.0
+
+
+@native
+def descend(task: Ints, w: Floats) -> int:
+    """One iteration as `Warmup.step`: a stop, or to go on."""
+    p, here, way, longest, had = task[P], task[HERE], task[WAY], w[LONGEST], w[PAIRS] > 0.0
+    if not 0.0 < w[STEEP] < math.inf:
         return GAVE_UP
-    copy_point(w, row, here, p)
-    copy_point(w, row, best, p)
-    length, at = norm(w, here + 2 * p, p), 0
-    stop = verdict(0, 0, length, steep, counts)
-    while stop < 0:
-        slope, gradient = 0.0, here + 2 * p
-        if at >= counts[10] or not 0.0 < length < math.inf:
-            return GAVE_UP
-        if count:
-            direction(w, gradient, p, memory, capacity, count, clip, way)
-            slope = dot(w, way, gradient, p)
-        if slope >= 0.0:
-            count = 0
-            for k in range(p):
-                w[way + k] = w[gradient + k] * (-w[limits] / length)
-        asked = norm(w, way, p)
-        if not 0.0 < asked < math.inf:
-            return GAVE_UP
-        clipped = asked > longest * (1.0 + 1e-12)
-        share = longest / asked if clipped else 1.0
-        reach = max(longest / asked, 1.0)
-        for k in range(p):
-            w[way + k] *= share
-            w[base + k] = w[here + k] + w[here + p + k]
-            w[move + k] = w[scales + k] * w[way + k]
-        out[9] += clipped
-        slope = dot(w, gradient, way, p)
-        follow(w, here, p, order, m, move, way + 3 * p)
-        t = search(kernel, rows, columns, w, start, p, order, m, points, whole, way, loss, slope,
-                   reach if reach >= SAME else 1.0, told)
-        if t < 0.0:
-            return GAVE_UP
-        iterations += 1
-        if t == 0.0 and abs(slope) <= 8.0 * EPS * loss:
-            stop = AT_ROUNDING
-            break
-        before, full = least, 0.0
-        if t > 0.0:
-            count = remember(w, memory, capacity, count, here, kept, p, order, m, scales)
-            calm = calm + 1 if abs(loss - w[told]) <= w[limits + 4] * abs(loss) else 0
-            copy_point(w, kept, here, p)
-            loss, stuck = w[told], False
-            if loss < least:
-                copy_point(w, kept, best, p)
-                least = loss
-            full = 1.0 * (count == capacity and not filled)
-            filled = filled or full > 0.0
-            length = norm(w, gradient, p)
-            stop = verdict(iterations, calm, length, steep, counts)
-            out[3] = max(loss, EPS * EPS) / max(before, EPS * EPS)
-            if tolerance >= 0.0 and not out[3] <= 1.0 + tolerance:
-                stop = COST_GUARD
-        else:  # forget the memory and try steepest descent once
-            full, out[10] = 2.0 + (count > 0), out[10] + 1.0
-            if count == 0 or stuck or iterations >= counts[8]:
-                stop = NO_STEP
-            count, stuck = 0, True
-        line = at * (8 + p)
-        log[line], log[line + 1], log[line + 2], log[line + 3] = 1.0, iterations, loss, length
-        log[line + 4], log[line + 5], log[line + 6] = t * norm(w, way, p), asked if clipped else 0.0, full
-        for k in range(p):
-            log[line + 8 + k] = w[here + k] + w[here + p + k]
-        at += 1
-    copy_point(w, best if tolerance >= 0.0 else here, one, p)
-    out[1], out[2], out[4], out[5], out[11] = iterations, least, out[4] + w[told + 1], at, filled
+    aim(task, w)
+    asked = norm(w, way, p)
+    if not 0.0 < asked < math.inf:
+        return GAVE_UP
+    clipped = asked > longest * NEARLY
+    share, reach = longest / asked if clipped else 1.0, max(longest / asked, 1.0)
+    for k in range(p):
+        w[way + k] *= share
+        w[task[BASE] + k] = w[here + k] + w[here + task[CHANGE] + k]
+        w[task[MOVE] + k] = w[task[SCALES] + k] * w[way + k]
+    slope = dot(w, here + task[SLOPE], way, p)
+    if not follow(task, w):
+        return GAVE_UP
+    t = search(task, w, slope, reach if reach >= SAME else 1.0)
+    if t < 0.0:
+        return GAVE_UP
+    w[STEPS], w[CLIPS], w[HAPPENED] = w[STEPS] + 1.0, w[CLIPS] + clipped, NOTHING
+    stop = accept(task, w) if t > 0.0 else fail(task, w, slope, had)
+    tell(task, w, t * norm(w, way, p), asked if clipped else 0.0)
+    return stop
+
+
+@native
+def judge_start(task: Ints, w: Floats) -> int:
+    """Layers 1 and 2 as `Warmup.init`; a reason to leave the warm-up out, or to go on."""
+    m, p = task[M], task[P]
+    w[RELATIVE] = w[FIRST_SSE] / w[WEIGHT] / w[VARIANCE]
+    w[MODE] = tier(w[RELATIVE], task[ADAPTS] != 0)
+    if w[RELATIVE] < w[WARM_START]:
+        return WARM_START_FOUND
+    if 1 < m < p and not is_trusted(task, w, task[ONE]):
+        return GAVE_UP
+    if task[LIMIT] == 0:
+        return NOT_ASKED
+    return NOTHING_NONLINEAR if m == p else GO_ON
+
+
+@native
+def warmup(task: Ints, w: Floats) -> int:
+    """Phase 1 from the point measured in the first record: its stop."""
+    stop = judge_start(task, w)
+    if stop != GO_ON:
+        return stop
+    row = settle_loss(task, w, w[SSE])
+    if row < 0 or math.isinf(w[NEW_LOSS]):
+        return GAVE_UP
+    copy_point(task, w, row, task[HERE])
+    copy_point(task, w, row, task[BEST])
+    w[LOSS] = w[LEAST] = w[NEW_LOSS]
+    w[STEEP] = norm(w, task[HERE] + task[SLOPE], task[P])
+    stop = verdict(task, w)
+    while stop == GO_ON:
+        stop = descend(task, w)
+    copy_point(task, w, task[BEST] if w[TOLERANCE] >= 0.0 else task[HERE], task[ONE])
     return stop

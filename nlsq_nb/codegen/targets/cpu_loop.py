@@ -16,7 +16,20 @@ from collections.abc import Iterator
 from nlsq_nb.codegen.body import PointBody
 from nlsq_nb.codegen.ir import PointProgram, Program
 
-__all__ = ["FOLD", "INNER", "JIT", "MODE", "RESERVE", "flushing", "fold_block", "loads", "residual", "signature", "slices", "space"]
+__all__ = [
+    "FOLD",
+    "INNER",
+    "JIT",
+    "MODE",
+    "RESERVE",
+    "flushing",
+    "fold_block",
+    "loads",
+    "residual",
+    "signature",
+    "slices",
+    "space",
+]
 
 # non-finite values must stay visible: no nnan, no ninf
 JIT = 'njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})'

@@ -1,0 +1,126 @@
+"""Points of a compiled small fit: measuring them, moving between them, staying clear of bounds."""
+
+from __future__ import annotations
+
+import math
+
+from nlsq_nb.backends.small.algebra import EPS
+from nlsq_nb.backends.small.layout import (
+    BOUNDED,
+    BROKEN,
+    CHANGE,
+    FIRST_SSE,
+    GIVEN,
+    GIVEN_SSE,
+    KERNEL,
+    LOWER,
+    ONE,
+    PASSES,
+    RECORD,
+    RESULTS,
+    ROWS,
+    SIZE,
+    SSE,
+    SUMS,
+    TABLE,
+    UPPER,
+    G,
+    H,
+    P,
+)
+from nlsq_nb.backends.small.native import Floats, Ints, call_kernel, native
+from nlsq_nb.core.layout import SEGMENT
+
+__all__ = ["clear", "copy_point", "enter", "go", "measure"]
+
+NEAR = 8.0 * EPS  # twice that of core.bounds: whoever comes so near a bound is on it there
+
+
+@native
+def copy_point(task: Ints, w: Floats, source: int, target: int) -> None:
+    """Make a point another one."""
+    for k in range(task[RECORD]):
+        w[target + k] = w[source + k]
+
+
+@native
+def fold(w: Floats, state: int, part: int, size: int) -> None:
+    """Add the sums of a segment as `core.sums.add_segments` does."""
+    for k in range(size):
+        high, value = w[state + k], w[part + k]
+        total = high + value
+        rest = total - high
+        w[state + k] = total
+        w[state + size + k] += (high - (total - rest)) + (value - rest)
+        w[state + size + k] += w[part + size + k]
+
+
+@native
+def unpack(task: Ints, w: Floats, at: int) -> float:
+    """Fill g and H of a point from its sums: the sse; inf where anything is not finite."""
+    p, g, h, state, size = task[P], at + task[G], at + task[H], at + task[SUMS], task[SIZE]
+    for k in range(size):
+        if not math.isfinite(w[state + k] + w[state + size + k]):
+            return math.inf
+    packed = state + 1 + p
+    for i in range(p):
+        w[g + i] = w[state + 1 + i] + w[state + size + 1 + i]
+        for j in range(i, p):
+            total = w[packed] + w[packed + size]
+            w[h + i * p + j] = total
+            w[h + j * p + i] = total
+            packed += 1
+    return float(w[state] + w[state + size])
+
+
+@native
+def measure(task: Ints, w: Floats, at: int) -> float:
+    """One pass of order 2: the sse, with g and H filled; inf where anything is not finite."""
+    rows, state, size = task[ROWS], at + task[SUMS], task[SIZE]
+    part = state + 2 * size
+    w[PASSES] += 1.0
+    for lo in range(0, rows, SEGMENT):
+        into = part if lo > 0 else state
+        for k in range(2 * size):
+            w[into + k] = 0.0
+        if call_kernel(task[KERNEL], lo, min(lo + SEGMENT, rows), task, task[TABLE], w, at, into) != 0:
+            w[BROKEN] = 1.0
+            return math.inf
+        if lo > 0:
+            fold(w, state, part, size)
+    return unpack(task, w, at)
+
+
+@native
+def go(task: Ints, w: Floats, source: int, change: int, share: float, target: int) -> bool:
+    """θ after a share of a change; False where a bound is in the way or next to it."""
+    for k in range(task[P]):
+        step = share * w[change + k]
+        there = w[source + k] + step
+        if task[BOUNDED] != 0:
+            slack = NEAR * (abs(w[source + k]) + abs(there))
+            if not w[task[LOWER] + k] + slack < there < w[task[UPPER] + k] - slack:
+                return False
+        w[target + k] = there
+    return True
+
+
+@native
+def clear(task: Ints, w: Floats, at: int) -> None:
+    """Take back the change of a point: it stands where it was measured."""
+    for k in range(task[P]):
+        w[at + task[CHANGE] + k] = 0.0
+
+
+@native
+def enter(task: Ints, w: Floats) -> bool:
+    """Measure the start unless its sums are given; False to give up."""
+    one = task[ONE]
+    for k in range(RESULTS):
+        w[k] = 0.0
+    for k in range(task[P]):
+        if not w[task[LOWER] + k] < w[one + k] < w[task[UPPER] + k]:
+            return False
+    w[SSE] = unpack(task, w, one) if task[GIVEN] != 0 else measure(task, w, one)
+    w[FIRST_SSE] = w[GIVEN_SSE] if math.isfinite(w[GIVEN_SSE]) else w[SSE]
+    return math.isfinite(w[SSE])

@@ -1,0 +1,245 @@
+"""Fits in native code and step by step: the same paths, events and results."""
+
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from nlsq_nb import HybridStreamingConfig, Model, compiled, curve_fit, fitting
+from nlsq_nb.errors import NlsqError
+
+from .nist import MODELS, problem
+from .test_random_problems import FAMILIES
+
+BESIDE = {"start_time", "duration", "timestamp"}
+BESIDE |= {"radius", "optimality", "condition"}  # come from differences of nearly equal numbers
+RUNS = [(name, start) for name in MODELS for start in (1, 2)]
+
+
+def fit(*args, native=True, **kwargs):
+    """The result, and the phases that ran in native code to their end."""
+    inside = []
+
+    def noted(phase, *rest):
+        found = compiled.advance(phase, *rest)
+        if found is not None:
+            inside.append(type(phase).__name__)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(fitting, "advance", noted)
+        if not native:
+            patch.setattr(compiled, "LARGEST", 0)
+        result = curve_fit(*args, **kwargs)
+    return result, inside
+
+
+def close(a, b, tolerance):
+    """Whether numbers agree, those that are not finite exactly."""
+    return np.allclose(a, b, rtol=tolerance, atol=0.0, equal_nan=True)
+
+
+def differences(a, b):
+    """What tells two results apart; nothing for the same path with other rounding errors."""
+    known, expected = a.streaming_diagnostics, b.streaming_diagnostics
+    tolerance = max(1e-9, 10.0 * np.finfo(float).eps * min(expected["condition"], 1e9))
+    found = [name for name in ("status", "message", "notes") if getattr(a, name) != getattr(b, name)]
+    found += [name for name in ("popt", "perr", "sse") if not close(getattr(a, name), getattr(b, name), tolerance)]
+    found += ["telemetry"] if known["telemetry"].export_metrics() != expected["telemetry"].export_metrics() else []
+    # step by step, phase 2 measures its start again where the warm-up took gradients alone; and rounding
+    # decides whether the last trial, as good as the point before, has its linear parameters polished
+    found += ["nfev"] if abs(a.nfev - b.nfev) > 1 else []
+    for mine, other in zip(known["phase_history"], expected["phase_history"], strict=True):
+        assert mine.keys() == other.keys()
+        for key in mine.keys() - BESIDE:
+            number = isinstance(mine[key], float)
+            if not (close(mine[key], other[key], tolerance) if number else mine[key] == other[key]):
+                found.append(f"{mine['name']}: {key}")
+    return found
+
+
+def shaken(values, seed):
+    """The same to rounding."""
+    return values * (1.0 + 4e-16 * np.random.default_rng(seed).choice([-1.0, 1.0], len(values)))
+
+
+def check(model, x, y, start, **options):
+    """Compare the two ways: the phases that ran in native code, and whether rounding decided the path.
+
+    It does where nearly equal numbers are subtracted. Then both ways must end in the same minimum, or
+    the phases themselves in another one from data that are the same to rounding.
+    """
+    (a, inside), (b, _) = fit(model, x, y, start, **options), fit(model, x, y, start, native=False, **options)
+    found = differences(a, b)
+    if found and not (a.success and b.success and close(a.sse, b.sse, 1e-9)):
+        again = (fit(model, x, shaken(y, k), shaken(start, k), native=False, **options)[0] for k in range(10))
+        assert any("sse" in differences(other, b) or other.status != b.status for other in again), found
+    return inside, bool(found)
+
+
+@pytest.mark.parametrize(("name", "start"), RUNS)
+def test_certified_problems(name, start):
+    p = problem(name)
+    _, decided = check(Model(p.model, x=p.variables, params=p.params), p.x, p.y, p.starts[start - 1])
+    assert not decided or name in ("Lanczos1", "ENSO")
+
+
+def test_most_certified_problems_are_fitted_in_native_code():
+    found = 0
+    for name, start in RUNS:
+        p = problem(name)
+        _, inside = fit(Model(p.model, x=p.variables, params=p.params), p.x, p.y, p.starts[start - 1])
+        found += len(inside) == 2
+    assert found >= 26
+
+
+def quiet(config):
+    config.verbose = 0
+    return config
+
+
+def drawn(seed):
+    """Arguments of one random fit."""
+    rng = np.random.default_rng(seed)
+    family = FAMILIES[(0, 1, 5, 6, 7)[seed % 5]]
+    n = int(rng.integers(3 * family.model.n_params, 60))
+    truth = rng.uniform(family.low, family.high)
+    x = np.sort(rng.uniform(*family.span, n))
+    clean = family.model(x, *truth)
+    y = clean + rng.choice([0.01, 0.1]) * np.ptp(clean) * rng.normal(size=n)
+    start = truth * np.exp(rng.choice([0.1, 0.3, 0.6]) * rng.normal(size=len(truth)))
+    start[rng.random(len(truth)) < 0.05] = 0.0
+    options = [
+        {},
+        {"separable": False},
+        {"precision": "float32"} if seed % 5 == 0 else {},  # few kernels: each is compiled
+        {"gauss_newton_tol": 1e-5},
+        {"gauss_newton_tol": 1e-11, "separable": False},
+        {"config": quiet(HybridStreamingConfig.defense_strict())},
+        {"config": quiet(HybridStreamingConfig.defense_disabled())},
+        {"config": quiet(HybridStreamingConfig.aggressive())},
+        {"lbfgs_history_size": 2, "gradient_clip_value": 0.1},
+        {"active_switching_criteria": ["plateau"], "enable_cost_guard": False},
+        {"max_warmup_step_size": 1.0, "separable": False},
+        {"cost_increase_tolerance": 0.0, "enable_adaptive_warmup_lr": False, "trust_region_initial": 0.1},
+        {"max_warmup_iterations": 0, "warmup_iterations": 0},
+        {"normalization_strategy": "none", "enable_warm_start_detection": False},
+        {"gauss_newton_max_iterations": 2},
+        {"verbose": 1},
+    ][rng.integers(16)]
+    options = {**options, "sigma": rng.uniform(0.2, 5.0, n)} if seed % 5 == 1 else options
+    if rng.random() < 0.3:
+        reach = (0.5 + np.abs(truth) + np.abs(start)) * rng.choice([0.5, 20.0])
+        options = {**options, "bounds": (np.minimum(truth, start) - reach, np.maximum(truth, start) + reach)}
+    return (family.model, x, y, start), options
+
+
+def test_random_problems():
+    plain, decided = 0, 0
+    for seed in range(200):
+        args, options = drawn(seed)
+        try:
+            inside, by_rounding = check(*args, **options)
+        except NlsqError:  # the model is not finite at the start
+            continue
+        plain += len(inside) == 2
+        decided += by_rounding
+    assert plain > 150
+    assert decided < 20
+
+
+X = np.linspace(0.0, 10.0, 60)
+NUMBER = r"-?\d+\.?\d*(?:e[+-]\d+)?"
+NOISE = np.random.default_rng(5).normal(0.0, 0.05, X.size)
+DECAY = 5.0 * np.exp(-0.5 * X) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("model", "y", "start", "options"),
+    [
+        ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"bounds": ([0, 0, 2], [9, 9, 9])}),  # ends on a bound
+        ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"bounds": ([0, 0, 5], [9, 9, 9])}),  # begins on one
+        ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"bounds": ([0, 0.1, 0], [9, 0.1, 9])}),  # fixed
+        ("a*exp(-b*x) + c + d", DECAY + NOISE, (1.0, 0.1, 5.0, 1.0), {}),  # singular everywhere
+        ("a*exp(-b*x) + c*exp(-d*x)", DECAY + NOISE, (2.0, 0.3, 2.0, 0.3), {}),  # singular at the start
+        ("a*exp(-b*x)", 5.0 * np.exp(-0.5 * X), (1.0, 0.1), {}),  # exact
+        ("a*exp(-b*x)", 5.0 * np.exp(-0.5 * X), (5.0, 0.5), {}),  # from the start
+        ("a*exp(-b*x)", np.zeros(X.size), (5.0, 0.5), {}),  # y without a scale
+        ("a*exp(-b*x)", np.full(X.size, 2.0), (5.0, 0.5), {}),  # or without a variance
+        ("a*log(b*x + 1)", np.log(X + 1.0) + NOISE, (1.0, 0.01), {"max_warmup_step_size": 50.0}),  # not finite beyond
+        ("a*sqrt(x + b)", np.sqrt(X + 1e-3) + NOISE, (1.0, 3.0), {"enable_step_clipping": False}),
+        ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"lbfgs_line_search": "backtracking"}),
+        ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"gauss_newton_max_iterations": 1}),
+        ("a + b*x", 1.0 + 2.0 * X + NOISE, (0.0, 0.0), {}),
+        ("a*x**b", X**1.5 + 1e150 * NOISE, (1.0, 1.0), {}),  # squares overflow
+    ],
+)
+def test_what_is_not_plain_ends_as_step_by_step(model, y, start, options):
+    check(Model(model), X, y, np.array(start), **options)
+
+
+@pytest.mark.parametrize("n", [16_384, 16_385, 40_000])
+def test_several_segments(n):
+    x = np.linspace(0.0, 10.0, n)
+    y = 5.0 * np.exp(-0.5 * x) + 1.0 + np.random.default_rng(1).normal(0.0, 0.1, n)
+    inside, decided = check(Model("a*exp(-b*x) + c"), x, y, np.array([1.0, 0.1, 5.0]))
+    assert len(inside) == 2
+    assert not decided
+
+
+def test_what_a_log_is_told_is_the_same(caplog):
+    """Every step, its numbers and their order."""
+    words, numbers = [], []
+    for native in (True, False):
+        caplog.clear()
+        with caplog.at_level("DEBUG", logger="nlsq_nb"):
+            start, options = (1.0, 0.1, 5.0), {"lbfgs_history_size": 3, "verbose": 2}
+            _, inside = fit("a*exp(-b*x) + c", X, DECAY + NOISE, start, native=native, **options)
+        assert len(inside) == 2 * native
+        text = re.sub(r"(time|reduction)=[^,s]*", "", "\n".join(caplog.messages))
+        words.append(re.split(NUMBER, text))
+        numbers.append([float(number) for number in re.findall(NUMBER, text)])
+    assert len(numbers[0]) > 100
+    assert words[0] == words[1]
+    assert np.allclose(*numbers, rtol=1e-5, atol=1e-9)
+
+
+def test_events_come_in_the_order_of_the_steps():
+    """Clipped steps are counted many at a time, yet before and after what came between."""
+    kinds = []
+    for native in (True, False):
+        start, options = (1.0, 0.1, 5.0), {"lbfgs_history_size": 3}
+        result, _ = fit("a*exp(-b*x) + c", X, DECAY + NOISE, start, native=native, **options)
+        recent = result.streaming_diagnostics["telemetry"].get_recent_events(1000)
+        kinds.append([(event["type"], event["data"].get("iteration")) for event in recent])
+    assert kinds[0] == kinds[1]
+    assert ("lbfgs_history_fill", 3) in kinds[0][2:-1]
+
+
+def test_threads_get_the_same_bits():
+    model, y = Model("a*exp(-b*x) + c"), DECAY + NOISE
+    starts = [(1.0, 0.1 * k, 5.0) for k in range(1, 9)]
+
+    def bits(start):
+        result = curve_fit(model, X, y, start)
+        return result.popt.tobytes() + result.pcov.tobytes()
+
+    alone = [bits(start) for start in starts]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            assert list(pool.map(bits, starts)) == alone
+
+
+def test_whoever_looks_at_every_step_gets_python():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seen = []
+        curve_fit(
+            "a*exp(-b*x) + c", X, DECAY + NOISE, (1.0, 0.1, 5.0),
+            callback=lambda theta, loss, step: seen.append(step), callback_frequency=1,
+        )
+    assert seen == sorted(seen)
+    assert len(seen) > 5
