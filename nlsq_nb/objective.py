@@ -68,6 +68,7 @@ class DataObjective:
         self._sample: DataObjective | None = None
         self._weight = None if weight is None else (engine.source.revision, weight)
         self._stiffness: tuple[bytes, Floats] | None = None
+        self._resident: tuple[int, Resident | None] | None = None
         self.n_params = n_params
         self.passes = 0
 
@@ -116,7 +117,12 @@ class DataObjective:
         Resident or None
             None where there is no such way, or something is added to the sums of the data.
         """
-        return None if self._penalty is not None else self._engine.resident()
+        if self._penalty is not None:
+            return None
+        known = self._resident
+        if known is None or known[0] != self.revision:
+            known = self._resident = (self.revision, self._engine.resident())
+        return known[1]
 
     def matvec(self, theta: Floats, v: Floats) -> Floats:
         """One pass over the data; see `Objective.matvec`."""

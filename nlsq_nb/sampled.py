@@ -56,7 +56,7 @@ def advance_on_sample(
     end, events = found
     assert end.warmup is not None
     assert isinstance(end.stop, WarmupStop)
-    theta = relaxed(end, end.warmup.best)
+    theta = relaxed(end, end.warmup.point)
     refined = None if phase.refine is None else advance(
         phase.refine, on_sample(judged.state, theta, objective), sample, tell=False
     )
