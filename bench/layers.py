@@ -205,9 +205,9 @@ CASES = (
     ),
     Case(
         3,
-        line_on_hump(190_000),
-        "the same farther down the hump; the sample sees only the foot of the line",
-        near_line(190_000),
+        line_on_hump(165_000),
+        "the same on the other side of the hump",
+        near_line(165_000),
         "point",
     ),
     Case(

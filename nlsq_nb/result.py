@@ -71,9 +71,10 @@ class FitResult:
     notes : tuple of str
         What a reader of the numbers should know.
     streaming_diagnostics : dict
-        phase_timings (s), phase_iterations, phase_history, total_time (s), warmup_diagnostics,
-        gauss_newton_diagnostics, data_passes over all rows, sample_passes over the sample of the
-        warm-up, condition of the column-scaled JᵀJ, telemetry of this fit, backend.
+        phase_timings (s), phase_iterations, phase_history, total_time (s), multistart (None without
+        several starts), warmup_diagnostics, gauss_newton_diagnostics, data_passes over all rows,
+        sample_passes over the sample of the warm-up, condition of the column-scaled JᵀJ, telemetry
+        of this fit, backend.
     _residuals : Residuals or None
         Computes `fun`; private; None after pickling, which leaves the data behind.
     _model : Model

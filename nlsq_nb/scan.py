@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
+from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK
-from nlsq_nb.core.sums import Accumulator
+from nlsq_nb.core.sums import Accumulator, add_compensated
 from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Backend, Source
@@ -23,6 +24,7 @@ from nlsq_nb.protocols import Backend, Source
 __all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize"]
 
 Floats = NDArray[np.float64]
+_FEW = 4 * BLOCK  # rows up to which NumPy is fast enough, so that no kernel is compiled for them
 _DERIVATIVES = 1_000_000  # numbers that a look at the derivatives may hold
 
 
@@ -80,16 +82,21 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
     """
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
     into, kernel, theta, outputs = Accumulator(1, 2), None, np.zeros(1), 1
+    few = source.n_rows <= _FEW
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
-            if kernel is None:
+            if into.position == 0:
                 first, outputs = float(chunk.y[0][0]), len(chunk.y)
-                kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
                 theta[0] = first if math.isfinite(first) else 0.0
+                if not few:
+                    kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
             if check:
                 for label, column in zip(labels, chunk.x, strict=True):
                     _require_finite_column(label, column, chunk.start)
-            backend.reduce(kernel, backend.put(chunk, source.dtype), theta, 2, into)
+            if few:
+                _fold(chunk, float(theta[0]), into)
+            else:
+                backend.reduce(kernel, backend.put(chunk, source.dtype), theta, 2, into)
         sums = into.result()
         c, apart, weight = float(theta[0]), float(sums.jtr[0]), float(sums.jtj[0, 0])
         signal = sums.sse + 2.0 * c * apart + c * c * weight
@@ -99,6 +106,22 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
             raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
     spread = max(sums.sse - apart * (apart / weight), 0.0)
     return DataSummary(sums.n_rows, sums.n_rows * outputs, signal, spread, weight)
+
+
+def _fold(chunk: Chunk, c: float, into: Accumulator) -> None:
+    """Add the sums of the model f = c over a chunk, block by block, without a kernel."""
+    for k in range(0, chunk.n_rows, BLOCK):
+        sums = np.zeros(3)
+        rows = slice(k, k + BLOCK)
+        for number, column in enumerate(chunk.y):
+            apart = column[rows].astype(np.float64) - c
+            w = None if chunk.w is None else chunk.w[number][rows].astype(np.float64)
+            weighted = apart if w is None else w * apart
+            total = float(len(apart)) if w is None else w.sum()
+            sums += (apart.dot(weighted), weighted.sum(), total)
+        state = into.new_state(first=True)
+        state[0], state[1] = add_compensated(state[0], state[1], sums)
+        into.add(state, len(apart))
 
 
 @lru_cache(maxsize=16)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import types
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram
+from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
 
@@ -43,8 +45,13 @@ def evaluate(
             return getattr(program, what)(columns, theta)  # type: ignore[no-any-return]
         if isinstance(program, PointProgram):
             return _by_points(program, what, columns, theta)
-        module = load(render(program, "reference"))
-        return getattr(module, what)(*columns, theta)  # type: ignore[no-any-return]
+        return getattr(_module(program), what)(*columns, theta)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=128)
+def _module(program: Program) -> types.ModuleType:
+    """The reference module of a program."""
+    return load(render(program, "reference"))
 
 
 def _by_points(
