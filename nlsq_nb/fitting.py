@@ -272,8 +272,8 @@ class Fit:
         objective, writer, watched = means.objective, means.writer, WatchedPhase(phase)
         self.record.see(state)
         self._emit(FirstPassStarted(self._source.n_chunks, self._source.n_rows))
-        # who looks at every step, or keeps it, needs Python between the passes
-        if writer is None and not self._is_watched and not resumed:
+        # who looks at every step, keeps it, or goes on from one, needs Python between the passes
+        if writer is None and not self._is_watched and means.at == 0:
             go = advance if objective.sample is objective or number == 2 else advance_on_sample
             ended = go(phase, state, objective, self._options.report.verbose > 0)
             if ended is not None:

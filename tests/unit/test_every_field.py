@@ -62,7 +62,7 @@ def observed(options, data, model, p0, tmp_path, **call) -> Seen:
 
 def threads_of(optimizer) -> int:
     pool = optimizer._backend._pool
-    return 0 if pool is None else len(pool._threads)
+    return 0 if pool is None else pool._max_workers
 
 
 def fit(options, tmp_path, capfd, *, p0=POOR, data=(X, Y), model=DECAY, **call) -> Seen:
@@ -193,7 +193,7 @@ CASES: dict[str, Case] = {
     "loss_plateau_threshold": Case(0.5, ("warmup",)),
     "gradient_norm_threshold": Case(0.5, ("warmup",)),
     "active_switching_criteria": Case(["max_iter"], ("warmup",), base={"max_warmup_iterations": 200}),
-    "lbfgs_history_size": Case(1, ("path", "counts")),
+    "lbfgs_history_size": Case(1, ("path",)),
     "lbfgs_initial_step_size": Case(0.01, ("path",), base={"enable_adaptive_warmup_lr": False}),
     "lbfgs_exploration_step_size": Case(0.01, ("path",)),
     "lbfgs_careful_step_size": Case(0.01, ("path",), with_start(CAREFUL)),
