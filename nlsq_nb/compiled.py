@@ -38,7 +38,7 @@ from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupState,
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.protocols import Phase
 
-__all__ = ["LARGEST", "advance"]
+__all__ = ["LARGEST", "advance", "is_eligible"]
 
 LARGEST = 16
 """Parameters up to which native code is faster: it has no blocked algebra."""
@@ -140,9 +140,7 @@ def advance(
     tuple of (FitState, list of Event), or None
         The last state and what happened; None to go step by step.
     """
-    if len(state.theta) > LARGEST or False in state.free.tolist() or objective.sample is not objective:
-        return None
-    if not isinstance(phase, GaussNewton) and not (isinstance(phase, Warmup) and _is_plain(phase)):
+    if objective.sample is not objective or not is_eligible(phase, state):
         return None
     rows = objective.resident()
     if rows is None:
@@ -150,12 +148,34 @@ def advance(
     if isinstance(phase, GaussNewton):
         found = _newton(phase, state, rows, tell)
     else:
+        assert isinstance(phase, Warmup)
         found = _warmup(phase, state, rows, objective.weight, tell)
     if found is None:
         return None
     state, events, passes = found
     objective.passes += passes
     return state, events
+
+
+def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
+    """Whether native code knows a phase and takes the parameters of a state.
+
+    Parameters
+    ----------
+    phase : Phase
+        Any.
+    state : FitState
+        What it begins with.
+
+    Returns
+    -------
+    bool
+        False for fixed parameters, for more than `LARGEST`, and for phases and line searches that
+        exist step by step only.
+    """
+    if len(state.theta) > LARGEST or False in state.free.tolist():
+        return False
+    return isinstance(phase, GaussNewton) or (isinstance(phase, Warmup) and _is_plain(phase))
 
 
 def _is_plain(phase: Warmup) -> bool:

@@ -275,13 +275,18 @@ class Fit:
         # who looks at every step, keeps it, or goes on from one, needs Python between the passes
         if writer is None and not self._is_watched and means.at == 0:
             go = advance if objective.sample is objective or number == 2 else advance_on_sample
-            ended = go(phase, state, objective, self._options.report.verbose > 0)
+            try:
+                ended = go(phase, state, objective, self._options.report.verbose > 0)
+            except KeyboardInterrupt:  # native code ends first; where it began is what is known
+                sums = state.sums or objective(state.theta, 2)
+                ended = replace(state, sums=sums, stop=StopReason.INTERRUPTED), []
             if ended is not None:
                 state, events = ended
+                self.record.see(state)
                 for event in events:
                     self._emit(event)
-                self.record.see(state)
-                return state
+                if state.stop is not None:
+                    return state
 
         def keep(latest: FitState) -> None:
             self.record.see(latest)

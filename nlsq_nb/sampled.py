@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from nlsq_nb.compiled import advance
+from nlsq_nb.compiled import advance, is_eligible
 from nlsq_nb.events import Event, WarmupStepDone
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.defense import StepSizes
@@ -39,20 +39,23 @@ def advance_on_sample(
     Returns
     -------
     tuple of (FitState, list of Event), or None
-        The last state and what happened; None to go step by step.
+        The last state and what happened; where its `stop` is not set, or for None, the phase is to
+        be run step by step.
     """
     sample = objective.sample
-    if not isinstance(phase, Warmup) or sample is objective or sample.resident() is None:
+    if not isinstance(phase, Warmup) or sample is objective or not is_eligible(phase, state):
+        return None
+    if sample.resident() is None:
         return None
     judged = phase.judge(state, objective)
     if judged.state.stop is not None:
         return judged.state, judged.events
     if not np.array_equal(judged.linear, judged.state.separable):
-        return None
+        return judged.state, []
     start = replace(on_sample(judged.state, judged.state.theta, objective), first_sse=math.inf)
     found = advance(_without_judging(phase, judged), start, sample, tell)
     if found is None:
-        return None
+        return judged.state, []
     end, events = found
     assert end.warmup is not None
     assert isinstance(end.stop, WarmupStop)

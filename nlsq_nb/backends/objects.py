@@ -10,6 +10,7 @@ belong to the user and be closed to others, and so must the file.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -271,6 +272,7 @@ def _place(key: str, name: str) -> Path | None:
     """The file of some code, None without a folder for it."""
     folder = cache_folder()
     if folder is None:
+        _log.info("no folder that only this user can write to: kernels are compiled anew in each process")
         return None
     digest = hashlib.sha256(b"\0".join([_FORMAT, _surroundings(), key.encode()])).hexdigest()
     return folder / f"{name}_{digest[:40]}.o"
@@ -306,6 +308,7 @@ def _write(path: Path, code: Code) -> None:
     """Put a file in its place at once, or not at all."""
     rest = json.dumps(code.needs).encode() + b"\n" + code.image
     head = _FORMAT + hashlib.sha256(rest).hexdigest().encode() + b"\n"
+    temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
@@ -313,3 +316,5 @@ def _write(path: Path, code: Code) -> None:
         Path(temporary).replace(path)
     except OSError as error:
         _log.info("%s cannot be written: %s", path, error)
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink()

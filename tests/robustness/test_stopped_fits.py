@@ -1,6 +1,7 @@
 """Fits that end early, and fits side by side: telemetry stays complete and apart, and a killed fit resumes."""
 
 import itertools
+import signal
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from nlsq_nb import (
     Model,
     NumericsError,
     StopFit,
+    compiled,
     curve_fit,
     get_defense_telemetry,
     reset_defense_telemetry,
@@ -448,3 +450,20 @@ def test_ctrl_c_gives_the_best_point_and_leaves_a_checkpoint(tmp_path, at):
     assert len(told) == at
     np.testing.assert_array_equal(result.popt, min(told, key=lambda pair: pair[1])[0])
     same(fit_with(options, extra, resume_from_checkpoint=tmp_path), whole)
+
+
+def test_ctrl_c_in_native_code_gives_a_result(monkeypatch):
+    def interrupted(*args):
+        result = native(*args)
+        signal.raise_signal(signal.SIGINT)
+        return result
+
+    native = compiled._run
+    monkeypatch.setattr(compiled, "_run", interrupted)
+    for method in (None, "lm"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = curve_fit(MODEL, X, Y, POOR, method=method)
+        assert result.status is StopReason.INTERRUPTED
+        assert result.popt.tolist() == POOR
+        assert np.isfinite(result.sse)

@@ -1,0 +1,53 @@
+"""Warm-ups on a sample: native and step by step they take the same passes over all data and end alike."""
+
+import numpy as np
+import pytest
+
+from nlsq_nb import curve_fit
+
+N = 150_000
+X = np.linspace(0.0, 10.0, N)
+Y = 5.0 * np.exp(-0.5 * X) + 1.0 + np.random.default_rng(0).normal(0.0, 0.1, N)
+CASES = {
+    "poor": ([1.0, 0.1, 5.0], {}),
+    "all parameters": ([1.0, 0.1, 5.0], {"separable": False}),
+    "warm": ([5.0, 0.5, 1.0], {}),
+    "another line search": ([1.0, 0.1, 0.5], {"lbfgs_line_search": "strong_wolfe"}),
+    "on a bound": ([1.0, 0.1, 0.5], {"bounds": ([0.0, 0.0, 0.0], [2.0, 5.0, 5.0])}),
+    "fixed": ([1.0, 0.1, 1.0], {"bounds": ([0.0, 0.0, 1.0], [10.0, 5.0, 1.0])}),
+    "float32": ([1.0, 0.1, 5.0], {"precision": "float32"}),
+    "refined without the guard": ([1.0, 0.1, 5.0], {"enable_cost_guard": False}),
+}
+
+
+def watch(*_):
+    """A callback keeps a fit out of native code."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_native_and_stepwise_sampled_fits_agree(name):
+    p0, options = CASES[name]
+    native = curve_fit("a*exp(-b*x) + c", X, Y, p0, **options)
+    steps = curve_fit("a*exp(-b*x) + c", X, Y, p0, callback=watch, **options)
+    assert native.status is steps.status
+    assert native.nfev == steps.nfev
+    assert native.streaming_diagnostics["phase_iterations"] == steps.streaming_diagnostics["phase_iterations"]
+    assert native.streaming_diagnostics["telemetry"].export_metrics() == (
+        steps.streaming_diagnostics["telemetry"].export_metrics()
+    )
+    np.testing.assert_allclose(native.popt, steps.popt, rtol=1e-9)
+    np.testing.assert_allclose(native.perr, steps.perr, rtol=1e-9)
+
+
+@pytest.mark.parametrize("p0", [[1.0, 0.1, 5.0], [10.0, 0.1, 5.0], [6.0, 0.4, 1.3], [5.0, 0.5, 1.0]])
+def test_few_passes_over_all_data(p0):
+    result = curve_fit("a*exp(-b*x) + c", X, Y, p0)
+    assert result.success
+    assert result.nfev <= 6
+    assert result.popt == pytest.approx([5.0, 0.5, 1.0], rel=1e-2)
+
+
+def test_the_refined_sample_is_what_all_data_begin_with():
+    result = curve_fit("a*exp(-b*x) + c", X, Y, [1.0, 0.1, 5.0])
+    assert result.streaming_diagnostics["sample_passes"] > 40
+    assert result.streaming_diagnostics["phase_iterations"]["gauss_newton"] <= 3
