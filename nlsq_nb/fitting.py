@@ -274,7 +274,7 @@ class Fit:
         self._emit(FirstPassStarted(self._source.n_chunks, self._source.n_rows))
         # who looks at every step, keeps it, or goes on from one, needs Python between the passes
         if writer is None and not self._is_watched and means.at == 0:
-            go = advance if objective.sample is objective or number == 2 else advance_on_sample
+            go = advance if objective.sample is objective else advance_on_sample
             try:
                 ended = go(phase, state, objective, self._options.report.verbose > 0)
             except KeyboardInterrupt:  # native code ends first; where it began is what is known
