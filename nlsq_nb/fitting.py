@@ -321,8 +321,9 @@ class Fit:
             outcome,
             summary,
             means.objective,
-            (self.record.history, self._telemetry, self._backend.name),
+            (self.record.history, self._telemetry, self._backend),
             [f"the last checkpoint was not written: {failed}"] if failed else [],
+            self._options,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from nlsq_nb.config.groups import Groups
 from nlsq_nb.errors import ConvergenceWarning, CovarianceWarning
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.objective import DataObjective
@@ -12,6 +13,8 @@ from nlsq_nb.observe.history import PhaseHistory
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry
 from nlsq_nb.phases.finalize import Outcome
 from nlsq_nb.problem import Problem
+from nlsq_nb.protocols import Backend
+from nlsq_nb.refitting import HeldFit
 from nlsq_nb.residuals import Residuals
 from nlsq_nb.result import FitResult
 from nlsq_nb.scan import DataSummary
@@ -26,8 +29,9 @@ def result_of(
     outcome: Outcome,
     summary: DataSummary,
     objective: DataObjective,
-    observed: tuple[PhaseHistory, DefenseLayerTelemetry, str],
+    observed: tuple[PhaseHistory, DefenseLayerTelemetry, Backend],
     notes: list[str],
+    options: Groups,
 ) -> FitResult:
     """The result of a fit.
 
@@ -43,10 +47,12 @@ def result_of(
         Counts and moments of the data.
     objective : DataObjective
         Knows the passes.
-    observed : tuple of (PhaseHistory, DefenseLayerTelemetry, str)
-        Of this fit, and the name of its backend.
+    observed : tuple of (PhaseHistory, DefenseLayerTelemetry, Backend)
+        Of this fit, and where its sums were computed.
     notes : list of str
         What is to be said beside what follows from the numbers.
+    options : Groups
+        Of this fit.
 
     Returns
     -------
@@ -77,7 +83,7 @@ def result_of(
         linear=model.linear_params,
         spread=summary.spread,
         model_text=model.text,
-        backend=backend,
+        backend=backend.name,
         notes=(*_notes(model, source, outcome), *notes),
         streaming_diagnostics={
             "phase_timings": history.timings,
@@ -91,10 +97,14 @@ def result_of(
             "sample_passes": objective.sample_passes,
             "condition": outcome.covariance.condition,
             "telemetry": telemetry,
-            "backend": backend,
+            "backend": backend.name,
         },
+        absolute_sigma=problem.absolute_sigma,
+        weight=summary.weight,
         _residuals=Residuals(model, source, state.theta, outcome.sse, summary.signal),
+        _refit=HeldFit(problem, options, backend, summary.weight, state),
         _model=model,
+        _options=options,
     )
 
 

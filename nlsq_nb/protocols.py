@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.profile import Held
 from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.events import Event
 
-__all__ = ["Backend", "Engine", "Kernel", "Objective", "Observer", "Phase", "Source"]
+__all__ = ["Backend", "Engine", "Kernel", "Objective", "Observer", "Phase", "Refit", "Source"]
 
 Floats = NDArray[np.float64]
 S = TypeVar("S")
@@ -140,3 +141,17 @@ class Phase(Protocol[S]):
 
     def step(self, state: S, objective: Objective) -> tuple[S, list[Event]]:
         """The next state."""
+
+
+class Refit(Protocol):
+    """Fits the problem of a finished fit again, with one parameter held."""
+
+    @property
+    def resolution(self) -> float:
+        """Differences of the sse below this are rounding."""
+
+    def optimum(self) -> Held:
+        """The result's point with its sums, from one pass over the data."""
+
+    def __call__(self, theta: Floats, k: int) -> Held:
+        """The best point with parameter k held where theta has it, from theta."""

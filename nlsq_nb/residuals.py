@@ -81,6 +81,28 @@ class Residuals:
         joined = np.concatenate(parts, axis=1)
         return joined if self.model.n_outputs > 1 else joined[0]
 
+    def drawn(self, at_most: int) -> tuple[Floats, Floats, Floats]:
+        """Some rows for a picture, evenly spaced.
+
+        Parameters
+        ----------
+        at_most : int
+            How many.
+
+        Returns
+        -------
+        tuple of ndarray
+            x (k, rows), y (m, rows) and the residuals (m, rows), float64.
+        """
+        step, parts = -(-self.source.n_rows // at_most), []
+        for chunk in self.source.chunks():
+            rows = slice(-chunk.start % step, None, step)
+            x, y = (tuple(c[rows].astype(np.float64) for c in part) for part in (chunk.x, chunk.y))
+            some = Chunk(chunk.start, x, y)
+            parts.append((np.stack(x), np.stack(y), self._of(some)))
+        joined = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
+        return joined[0], joined[1], joined[2]
+
     def _of(self, chunk: Chunk) -> Floats:
         columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
         values = evaluate(self.model.program, "values", columns, self.theta)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,18 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nlsq_nb.config.flat import HybridStreamingConfig, changed
+from nlsq_nb.config.groups import Groups
+from nlsq_nb.derived import DerivedValues
 from nlsq_nb.errors import DataError
+from nlsq_nb.intervals import Intervals, ParameterProfile, band_of, intervals_of, profile_of
+from nlsq_nb.models.symbolic import Model
+from nlsq_nb.protocols import Refit
+from nlsq_nb.report.html import html
+from nlsq_nb.report.plot import draw
 from nlsq_nb.report.text import report
+from nlsq_nb.stored import from_data, to_data
 
 __all__ = ["FitResult"]
 
 Floats = NDArray[np.float64]
-# computed when asked for; fun too, but that needs a pass over the data
-_DERIVED = ("x", "perr", "cost", "chi2", "reduced_chi2", "r_squared", "aic", "bic", "correlation", "params")
 
 
 @dataclass(frozen=True, eq=False)
-class FitResult:
+class FitResult(DerivedValues):
     """The outcome of a fit; `popt, pcov = result` works as SciPy's return value does.
 
     Every value is also reached as `result["name"]`; `dict(result)` holds all but `fun`.
@@ -75,10 +81,18 @@ class FitResult:
         several starts), warmup_diagnostics, gauss_newton_diagnostics, data_passes over all rows,
         sample_passes over the sample of the warm-up, condition of the column-scaled JᵀJ, telemetry
         of this fit, backend.
+    absolute_sigma : bool
+        Whether sigma was taken as it is.
+    weight : float
+        Σ w.
     _residuals : Residuals or None
         Computes `fun`; private; None after pickling, which leaves the data behind.
-    _model : Model
-        Evaluates `predict`; private.
+    _refit : Refit or None
+        Fits again with a parameter held; private; None after pickling.
+    _model : Model or None
+        See `model`; private.
+    _options : Groups
+        See `config`; private.
     """
 
     names: tuple[str, ...]
@@ -103,141 +117,28 @@ class FitResult:
     backend: str
     notes: tuple[str, ...]
     streaming_diagnostics: dict[str, Any]
+    absolute_sigma: bool
+    weight: float
     _residuals: Any = field(repr=False)
+    _refit: Refit | None = field(repr=False)
     _model: Any = field(repr=False)
+    _options: Groups = field(repr=False)
 
     def __post_init__(self) -> None:
         """Results are facts: their arrays cannot be written to."""
         for array in (self.popt, self.pcov, self.grad, self.active_mask, *self.bounds):
             array.setflags(write=False)
 
-    # -- as a tuple and as a mapping ---------------------------------------------------------
+    # -- as a tuple -------------------------------------------------------------------------
     def __iter__(self) -> Iterator[Any]:
         """Unpack to (popt, pcov)."""
         return iter((self.popt, self.pcov))
 
-    def keys(self) -> tuple[str, ...]:
-        """Names of the stored values.
-
-        Returns
-        -------
-        tuple of str
-            Keys for `result[key]`.
-        """
-        stored = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
-        return (*stored, *_DERIVED)
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Keys and values.
-
-        Returns
-        -------
-        list of tuple
-            `(name, value)` for every key.
-        """
-        return [(name, self[name]) for name in self.keys()]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value by name.
-
-        Parameters
-        ----------
-        key : str
-            An attribute.
-        default : Any
-            Returned when there is none of that name.
-
-        Returns
-        -------
-        Any
-            The value.
-        """
-        return self[key] if key in self else default  # noqa: SIM401 - this is that method
-
-    def __getitem__(self, key: str | int) -> Any:
-        """An attribute by name, or popt and pcov by 0 and 1."""
-        if isinstance(key, int):
-            return (self.popt, self.pcov)[key]
-        if key not in self:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __contains__(self, key: object) -> bool:
-        """Whether `result[key]` exists."""
-        return key in self.keys() or key == "fun"
-
     def __getstate__(self) -> dict[str, Any]:
         """The numbers without the data, so that results can be sent between processes."""
-        return {**vars(self), "_residuals": None}
+        return {**vars(self), "_residuals": None, "_refit": None}
 
-    # -- derived values ----------------------------------------------------------------------
-    @property
-    def x(self) -> Floats:
-        """Same as popt, as SciPy's results name it."""
-        return self.popt
-
-    @property
-    def perr(self) -> Floats:
-        """Standard errors, the roots of pcov's diagonal, shape (p,)."""
-        return np.sqrt(np.diagonal(self.pcov))
-
-    @property
-    def cost(self) -> float:
-        """½ sse."""
-        return 0.5 * self.sse
-
-    @property
-    def chi2(self) -> float:
-        """Same as sse: Σ ((y − f)/σ)² when sigma was given."""
-        return self.sse
-
-    @property
-    def reduced_chi2(self) -> float:
-        """Sse per degree of freedom; inf without degrees of freedom."""
-        return self.sse / self.dof if self.dof > 0 else math.inf
-
-    @property
-    def r_squared(self) -> float:
-        """1 − sse / Σ w (y − mean)²; nan for constant y."""
-        return 1.0 - self.sse / self.spread if self.spread > 0.0 else math.nan
-
-    @property
-    def aic(self) -> float:
-        """Akaike's criterion n log(sse/n) + 2k for k free parameters."""
-        return self._likelihood() + 2.0 * (self.n_points - self.dof)
-
-    @property
-    def bic(self) -> float:
-        """Bayesian criterion n log(sse/n) + k log n for k free parameters."""
-        return self._likelihood() + math.log(self.n_points) * (self.n_points - self.dof)
-
-    def _likelihood(self) -> float:
-        return self.n_points * math.log(self.sse / self.n_points) if self.sse > 0.0 else -math.inf
-
-    @property
-    def correlation(self) -> Floats:
-        """Correlations of the parameters, shape (p, p); nan where a variance is 0 or inf."""
-        with np.errstate(all="ignore"):
-            out = self.pcov / np.outer(self.perr, self.perr)
-        return np.asarray(np.where(np.isfinite(out), out, np.nan))
-
-    @property
-    def params(self) -> dict[str, dict[str, Any]]:
-        """Name → value, stderr, bounds, linear, fixed, at_bound ("", "lower" or "upper")."""
-        lower, upper = self.bounds
-        sides = {-1: "lower", 0: "", 1: "upper"}
-        return {
-            name: {
-                "value": float(self.popt[k]),
-                "stderr": float(self.perr[k]),
-                "bounds": (float(lower[k]), float(upper[k])),
-                "linear": name in self.linear,
-                "fixed": bool(lower[k] == upper[k]),
-                "at_bound": sides[int(self.active_mask[k])],
-            }
-            for k, name in enumerate(self.names)
-        }
-
+    # -- what needs the data ----------------------------------------------------------------
     @cached_property
     def fun(self) -> Floats:
         """Residuals y − f at popt, shape of y, unweighted; computed when first asked for."""
@@ -261,31 +162,114 @@ class FitResult:
     def _of_the_data(self) -> Any:
         if self._residuals is None:
             raise DataError(
-                "the residuals stayed with the data in the process of the fit; use predict(x)"
+                "the data stayed in the process of the fit: there are no residuals; use predict(x)"
             )
         return self._residuals
 
-    def predict(self, x: ArrayLike) -> Floats:
-        """Model values at popt.
+    # -- uncertainty -------------------------------------------------------------------------
+    def confidence_intervals(self, level: float = 0.95, method: str = "wald") -> Intervals:
+        """Confidence intervals of all parameters.
+
+        Parameters
+        ----------
+        level : float
+            Confidence, between 0 and 1.
+        method : {"wald", "profile"}
+            "wald": popt ± t·perr, cut at the bounds; costs nothing and is right where the model is nearly
+            linear over the interval. "profile": where the least sse over all other parameters has
+            risen by t² residual variances (Bates & Watts 1988, §6.1); ten to twenty passes over the data
+            for each end. t is Student's for n − p degrees of freedom, normal for `absolute_sigma`.
+
+        Returns
+        -------
+        Intervals
+            `intervals["b"]` is (lower, upper); an open end is a bound or ±inf, and `notes` says why.
+
+        Raises
+        ------
+        DataError
+            When a profile is asked for and the data are not at hand any more, or were changed.
+        """
+        return intervals_of(self, self._refit, level, method)
+
+    def profile(self, name: str, level: float = 0.95, points: int = 0) -> ParameterProfile:
+        """The likelihood profile of a parameter, and the interval that it gives.
+
+        The parameter is held at one value after another while the others are fitted; see
+        `confidence_intervals`. Works for any data that can be read again, a chunk at a time.
+
+        Parameters
+        ----------
+        name : str
+            A parameter that is not fixed.
+        level : float
+            Confidence of the interval.
+        points : int
+            How many more points of the curve, spread evenly over the interval, are wanted.
+
+        Returns
+        -------
+        ParameterProfile
+            `interval`, `open`, and the curve as `values` and `sse`.
+
+        Raises
+        ------
+        DataError
+            For an unknown or fixed parameter; when the data are not at hand, or were changed.
+        """
+        return profile_of(self, self._refit, name, level, points)
+
+    def predict(
+        self,
+        x: Any,
+        band: float | None = None,
+        *,
+        kind: str = "confidence",
+        sigma: ArrayLike | None = None,
+    ) -> Any:
+        """Model values at popt, with a band if asked for.
 
         Parameters
         ----------
         x : array_like or mapping
             Independent variables, as for the fit.
+        band : float, optional
+            Level of a band by the delta method: the variance of a value is J·pcov·Jᵀ.
+        kind : {"confidence", "prediction"}
+            Whether the band is for the model or for new observations, whose scatter is added.
+        sigma : array_like, optional
+            Standard deviations of new observations, in the units of the fit's; not needed after a
+            fit without weights.
 
         Returns
         -------
-        ndarray
-            float64, one value per row.
+        ndarray or Band
+            float64, one value per row, (n,) or (m, n); with a band `(values, lower, upper)`.
         """
-        k = len(self._model.x)
+        k = len(self.model.x)
         if k > 1 and np.shape(x) == (k, k):
             raise DataError(
                 f"x of shape ({k}, {k}) can be read by rows or by columns; give a mapping of columns"
             )
-        return np.asarray(self._model(x, *self.popt))
+        if band is None:
+            return np.asarray(self.model(x, *self.popt))
+        return band_of(self, x, band, kind, sigma)
 
     # -- for people and files ----------------------------------------------------------------
+    @property
+    def model(self) -> Model:
+        """The model that was fitted; equal after `from_json`, unless it was a Python function."""
+        if self._model is None:
+            raise DataError(
+                f"the model {self.model_text!r} was a Python function: that is code, which JSON does not hold"
+            )
+        return self._model  # type: ignore[no-any-return]
+
+    @property
+    def config(self) -> HybridStreamingConfig:
+        """The options of the fit."""
+        return HybridStreamingConfig(**changed(self._options))
+
     def report(self) -> str:
         """The verdict, the parameters with their errors, and the statistics as text.
 
@@ -300,29 +284,62 @@ class FitResult:
         """The report."""
         return self.report()
 
+    def _repr_html_(self) -> str:
+        """The report for notebooks."""
+        return html(self)
+
+    def plot(self, band: float | None = 0.95, figure: Any = None) -> Any:
+        """Draw data, model and residuals; needs matplotlib.
+
+        Parameters
+        ----------
+        band : float, optional
+            Level of the confidence band; None for none.
+        figure : matplotlib.figure.Figure, optional
+            Where to draw; by default a new figure of pyplot's.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Two axes. With one independent variable the model is a curve over it; with several,
+            observations are drawn over fitted values. Of many rows some are drawn, evenly spaced.
+
+        Raises
+        ------
+        MissingDependency
+            Without matplotlib.
+        DataError
+            When the data are not at hand any more.
+        """
+        return draw(self, self._of_the_data(), band, figure)
+
     def to_json(self) -> str:
-        """The numbers as JSON; infinities and nan as strings, since JSON has none.
+        """The result as JSON: numbers, model, options and status, no data and no code.
 
         Returns
         -------
         str
-            One object.
+            One object; infinities and nan are strings, since JSON has none.
         """
-        keys = ["success", "message", "sse", "n_points", "dof", "reduced_chi2", "r_squared"]
-        keys += ["aic", "bic", "nit", "nfev", "optimality", "backend", "notes"]
-        data: dict[str, Any] = {key: self[key] for key in keys}
-        data["status"] = self.status.name
-        data["params"] = self.params
-        data["pcov"] = self.pcov.tolist()
-        data["model"] = self.model_text
-        return json.dumps(_plain(data), allow_nan=False)
+        return json.dumps(to_data(self, self._options), allow_nan=False)
 
+    @classmethod
+    def from_json(cls, text: str) -> FitResult:
+        """Read `to_json`'s text.
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+        Parameters
+        ----------
+        text : str
+            What `to_json` returned.
+
+        Returns
+        -------
+        FitResult
+            With the same numbers, bit for bit; like a pickled one it knows no data.
+
+        Raises
+        ------
+        DataError
+            When the text does not describe a result.
+        """
+        return cls(**from_data(text), _residuals=None, _refit=None)

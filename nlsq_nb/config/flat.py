@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike
 
 from nlsq_nb.config import groups as grouped
 from nlsq_nb.config.explain import describe, same
-from nlsq_nb.config.groups import Groups
+from nlsq_nb.config.groups import OWNERS, Groups
 from nlsq_nb.config.named import Named
 from nlsq_nb.config.rules import Unasked
 
-__all__ = ["HybridStreamingConfig", "config_from"]
+__all__ = ["HybridStreamingConfig", "changed", "config_from"]
 
 # what SciPy's solvers call them
 _SCIPY = {
@@ -377,3 +377,24 @@ def config_from(base: HybridStreamingConfig | None, overrides: Mapping[str, Any]
     if not isinstance(base, HybridStreamingConfig):
         raise TypeError(f"config must be a HybridStreamingConfig, not {type(base).__name__}")
     return _group({**_values(base), **overrides})
+
+
+def changed(options: Groups) -> dict[str, Any]:
+    """The options that differ from the defaults, as keywords of `HybridStreamingConfig`.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated.
+
+    Returns
+    -------
+    dict
+        Flat name -> value; grouped again they give equal options.
+    """
+    found = {}
+    for name, (group, part) in OWNERS.items():
+        value = getattr(getattr(options, group), part)
+        if not same(value, getattr(getattr(_DEFAULT_GROUPS, group), part)):
+            found[name] = value
+    return found

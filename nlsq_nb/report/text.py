@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["report", "round_pair"]
+__all__ = ["parameter_rows", "report", "round_pair", "statistics", "verdict"]
 
 
 def round_pair(value: float, error: float) -> tuple[str, str]:
@@ -35,6 +35,42 @@ def round_pair(value: float, error: float) -> tuple[str, str]:
     return f"{value:.{min(size - last, 16)}e}", f"{error:.1e}"
 
 
+def verdict(result: Any) -> str:
+    """Whether a result can be believed, and why the fit ended.
+
+    Parameters
+    ----------
+    result : FitResult
+        A finished fit.
+
+    Returns
+    -------
+    str
+        One line.
+    """
+    return f"{'converged' if result.success else 'NOT converged'}: {result.message}"
+
+
+def parameter_rows(result: Any) -> list[tuple[str, str, str, str]]:
+    """The parameters of a result, values rounded to their errors.
+
+    Parameters
+    ----------
+    result : FitResult
+        A finished fit.
+
+    Returns
+    -------
+    list of tuple of str
+        Name, value, error and remark of each.
+    """
+    rows = []
+    for name, info in result.params.items():
+        value, error = round_pair(info["value"], info["stderr"])
+        rows.append((name, value, "fixed" if info["fixed"] else error, _note(info)))
+    return rows
+
+
 def report(result: Any) -> str:
     """The table of a result.
 
@@ -48,18 +84,14 @@ def report(result: Any) -> str:
     str
         Several lines: verdict, parameters, statistics, notes.
     """
-    rows = [("name", "value", "", "error", "")]
-    for name, info in result.params.items():
-        value, error = round_pair(info["value"], info["stderr"])
-        error = "fixed" if info["fixed"] else error
-        rows.append((name, value, "±", error, _note(info)))
-    widths = [max(len(row[k]) for row in rows) for k in range(4)]
-    verdict = "converged" if result.success else "NOT converged"
-    lines = [f"Fit of {result.model_text}", f"{verdict}: {result.message}", ""]
-    for name, value, sign, error, note in rows:
-        cells = f"{name:<{widths[0]}}  {value:>{widths[1]}} {sign:<{widths[2]}} {error:>{widths[3]}}"
+    rows = [("name", "value", "error", ""), *parameter_rows(result)]
+    widths = [max(len(row[k]) for row in rows) for k in range(3)]
+    lines = [f"Fit of {result.model_text}", verdict(result), ""]
+    for number, (name, value, error, note) in enumerate(rows):
+        sign = "±" if number else " "
+        cells = f"{name:<{widths[0]}}  {value:>{widths[1]}} {sign} {error:>{widths[2]}}"
         lines.append(f"{cells}  {note}".rstrip())
-    lines += ["", *_table(_statistics(result))]
+    lines += ["", *_table(statistics(result))]
     lines += [f"warning: {note}" for note in result.notes]
     return "\n".join(lines)
 
@@ -75,7 +107,19 @@ def _note(info: dict[str, Any]) -> str:
     return ", ".join(notes)
 
 
-def _statistics(result: Any) -> Iterable[tuple[str, str]]:
+def statistics(result: Any) -> Iterable[tuple[str, str]]:
+    """How well the model fits, and what it took.
+
+    Parameters
+    ----------
+    result : FitResult
+        A finished fit.
+
+    Yields
+    ------
+    tuple of str
+        Name and value.
+    """
     yield "points", f"{result.n_points}"
     yield "degrees of freedom", f"{result.dof}"
     yield "SSE", f"{result.sse:.10g}"

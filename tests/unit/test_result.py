@@ -3,11 +3,12 @@
 import copy
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
 
-from nlsq_nb import DataError, Model, curve_fit
+from nlsq_nb import DataError, FitResult, MissingDependency, Model, curve_fit
 
 X = np.linspace(0.0, 3.0, 40)
 Y = 2.0 * np.exp(-X) + 0.3 + 0.01 * np.random.default_rng(0).normal(size=40)
@@ -60,3 +61,85 @@ def test_json_is_strict(result):
     assert data["params"]["a"]["linear"]
     few = curve_fit("a + b*x", X[:2], Y[:2], backend="reference", nan_policy="raise")
     assert json.loads(few.to_json())["params"]["a"]["stderr"] == "inf"
+
+
+def test_json_gives_the_result_back():
+    options = {"gauss_newton_tol": 1e-9, "group_variance_indices": None, "chunk_size": 8192, "checkpoint_dir": None}
+    result = curve_fit("a*exp(-b*x) + c", X, Y, bounds={"c": (0.3, np.inf)}, backend="reference", **options)
+    there = FitResult.from_json(result.to_json())
+    for name in ("popt", "pcov", "grad", "active_mask"):
+        np.testing.assert_array_equal(there[name], result[name])
+        assert there[name].dtype == result[name].dtype
+    np.testing.assert_array_equal(there.bounds, result.bounds)
+    for name in ("names", "sse", "dof", "status", "message", "notes", "linear", "nfev", "optimality", "backend"):
+        assert there[name] == result[name]
+    assert there.success is result.success
+    assert there.model == result.model
+    assert there.config == result.config
+    assert there.config.gauss_newton_tol == 1e-9
+    assert str(there) == str(result)
+    assert there.to_json() == result.to_json()
+    np.testing.assert_array_equal(there.predict(X, 0.9).upper, result.predict(X, 0.9).upper)
+    with pytest.raises(DataError, match="stayed"):
+        there.profile("b")
+
+
+def test_json_of_infinities_and_of_python_functions():
+    few = curve_fit("a + b*x", X[:2], Y[:2], backend="reference")
+    np.testing.assert_array_equal(FitResult.from_json(few.to_json()).pcov, few.pcov)
+    called = Model.from_callable(lambda x, a: a * x, jac="3-point")
+    there = FitResult.from_json(curve_fit(called, X, Y, p0=[1], backend="reference").to_json())
+    assert there.popt.shape == (1,)
+    with pytest.raises(DataError, match="code"):
+        there.predict(X)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"status": "PERFECT"},
+        {"popt": [1.0]},
+        {"pcov": "x"},
+        {"names": ["a", "b", "z"]},
+        {"config": {"no_such_option": 1}},
+        {"definition": {"format": 1}},
+        {"bounds": None},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_json_that_is_no_result_is_refused(result, change):
+    with pytest.raises(DataError):
+        FitResult.from_json(json.dumps(json.loads(result.to_json()) | change))
+    for text in ("", "[]", "{}", "[" * 100_000):
+        with pytest.raises(DataError):
+            FitResult.from_json(text)
+
+
+def test_html_escapes():
+    model = Model("a*exp(-b*x) + c", name="<script>alert(1)</script>")
+    shown = curve_fit(model, X, Y, backend="reference")._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;script&gt;" in shown
+    assert shown.count("<tr>") == 4 + 7
+
+
+def test_plot_wants_matplotlib(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependency, match=r"nlsq_nb\[plot\]"):
+        result.plot()
+
+
+@pytest.mark.parametrize("n", [40, 12_000])
+def test_plot(n):
+    figures = pytest.importorskip("matplotlib.figure")
+    x = np.linspace(0.0, 3.0, n)
+    result = curve_fit("a*exp(-b*x) + c", x, np.exp(-x) + 0.01 * np.cos(50 * x), backend="reference")
+    above, below = result.plot(figure=figures.Figure()).axes
+    points, curve = above.lines
+    assert len(points.get_xdata()) == min(n, 4000)
+    np.testing.assert_allclose(curve.get_ydata(), result.predict(curve.get_xdata()))
+    np.testing.assert_allclose(below.lines[0].get_ydata(), result.fun[:: -(-n // 5000)])
+    assert len(above.collections) == 1
+    two = curve_fit(Model("a*u + b*v", x=("u", "v")), np.stack([x, np.cos(x)]), x, backend="reference")
+    assert two.plot(figure=figures.Figure()).axes[0].get_ylabel() == "observed"
