@@ -24,6 +24,7 @@ _PUBLIC = {
     "DefenseLayerTelemetry": "observe.telemetry",
     "FitResult": "result",
     "GlobalOptimizationConfig": "config.global_search",
+    "HDF5Source": "sources.hdf5",
     "HybridStreamingConfig": "config.flat",
     "Model": "models.symbolic",
     "NormalizedModelWrapper": "models.wrapper",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nlsq_nb.arguments import FitCall
+from nlsq_nb.arguments import FitCall, read_data
 from nlsq_nb.backends import get_backend
 from nlsq_nb.config.flat import HybridStreamingConfig, config_from
 from nlsq_nb.errors import UnsupportedOption
@@ -16,6 +16,7 @@ from nlsq_nb.fitting import Fit
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.problem import read_problem
 from nlsq_nb.sources.arrays import ArraySource
+from nlsq_nb.sources.retrying import close
 from nlsq_nb.sources.weights import GroupWeights
 
 __all__ = ["curve_fit"]
@@ -24,7 +25,7 @@ __all__ = ["curve_fit"]
 def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     f: Any,
     xdata: Any,
-    ydata: Any,
+    ydata: Any = None,
     p0: ArrayLike | Mapping[str, float] | None = None,
     sigma: ArrayLike | None = None,
     absolute_sigma: bool = False,
@@ -53,9 +54,11 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     ----------
     f : str, sympy.Expr, callable, Model, or list of expressions
         The model. A function `f(x, *params)` in NumPy is traced into algebra.
-    xdata : array_like or mapping
-        Independent variables: (n,), (k, n) as in SciPy, or columns by variable name.
-    ydata : array_like
+    xdata : array_like, mapping, or data source
+        Independent variables: (n,), (k, n) as in SciPy, or columns by variable name. Without ydata,
+        what holds both: (x, y) or (x, y, sigma), the path of an HDF5 file or an `HDF5Source`, an
+        iterator of batches (x, y[, sigma]), or a function that returns a fresh one at every call.
+    ydata : array_like, optional
         Observations, (n,), or (m, n) for a model of m outputs.
     p0 : array_like or mapping, optional
         Start, (p,) or by name. By default 1, or the middle of finite bounds; parameters that
@@ -129,14 +132,16 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     options = config_from(config, config_fields)
     _check_options(method, loss, f_scale, nan_policy)
     weights = GroupWeights(options.weights.values) if options.weights.weighted else None
-    call = FitCall(
-        f, xdata, ydata, None, p0, bounds, sigma, absolute_sigma, callback, options.report.verbose
-    )
+    given = {"x": xdata, "y": ydata, "sigma": sigma} if ydata is not None else read_data(xdata, sigma)
+    if full_output and "source" in given:
+        raise UnsupportedOption("full_output=True needs the data in memory; use the result's residual_chunks()")
+    call = FitCall(f, p0=p0, bounds=bounds, absolute_sigma=absolute_sigma, **given)
+    where = get_backend(backend, options.data.n_threads)
     omit = nan_policy == "omit"
     problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights)
     if method == "lm" and any(np.isfinite(side).any() for side in problem.bounds):
+        close(problem.source)
         raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
-    where = get_backend(backend, options.data.n_threads)
     warms_up = method not in {"lm", "trf"}
     result = Fit(options, where, problem, callback=callback, warms_up=warms_up).run()
     if not full_output:

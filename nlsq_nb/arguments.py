@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.errors import DataError, SourceError
+from nlsq_nb.errors import DataError
 from nlsq_nb.models.base import ModelBase
 from nlsq_nb.models.symbolic import Model
+from nlsq_nb.sources import as_source
 
-__all__ = ["FitCall", "read_bounds", "read_call", "read_start", "rows_of", "values_in"]
+__all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_start", "rows_of", "values_in"]
 
 Floats = NDArray[np.float64]
 
@@ -41,8 +42,8 @@ class FitCall:
         The model.
     x, y : Any
         Data.
-    source : Any
-        A source of rows instead of x and y, or None.
+    source : Source or Unread or None
+        Where rows come from, instead of x and y.
     p0, bounds, sigma : Any
         As given.
     absolute_sigma : bool
@@ -107,7 +108,7 @@ def read_call(args: tuple[Any, ...], named: dict[str, Any]) -> FitCall:
     if "data" in found:
         if "x" in found or "y" in found:
             raise TypeError("fit takes either data_source or x_data and y_data, not both")
-        found |= _split(found.pop("data"), found.get("sigma"))
+        found |= read_data(found.pop("data"), found.get("sigma"))
     for key, name in (("func", "model"), ("x", "x_data"), ("y", "y_data")):
         if found.get(key) is None and not (key != "func" and found.get("source") is not None):
             raise TypeError(f"fit needs {name}: give fit((x, y), model, p0) or fit(model, x, y, p0)")
@@ -118,16 +119,33 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, (str, ModelBase)) or callable(value) or hasattr(value, "free_symbols")
 
 
-def _split(data: Any, sigma: Any) -> dict[str, Any]:
-    """x, y and sigma of a tuple, or the source itself."""
-    if hasattr(data, "chunks") and hasattr(data, "n_rows"):
+def read_data(data: Any, sigma: Any) -> dict[str, Any]:
+    """What one argument gives instead of x and y.
+
+    Parameters
+    ----------
+    data : tuple, list, or anything that `as_source` takes
+        (x, y) or (x, y, sigma), or where rows come from.
+    sigma : array_like or None
+        Given beside it.
+
+    Returns
+    -------
+    dict
+        x, y and sigma, or source.
+
+    Raises
+    ------
+    SourceError
+        For a data source of an unknown kind.
+    TypeError
+        When sigma is given twice.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        source = as_source(data)
         if sigma is not None:
             raise TypeError("a source brings its own weights; sigma cannot be given beside it")
-        return {"source": data}
-    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-        raise SourceError(
-            f"a data source of type {type(data).__name__} cannot be read; give (x, y) or (x, y, sigma)"
-        )
+        return {"source": source}
     if len(data) == 3 and sigma is not None:
         raise TypeError("sigma is given twice: in the data source and as an argument")
     return {"x": data[0], "y": data[1], "sigma": data[2] if len(data) == 3 else sigma}

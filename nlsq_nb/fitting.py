@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,7 +131,7 @@ class Fit:
             When the model is not finite at the start.
         """
         # overflow shows as a non-finite trial, which is rejected, not as a warning
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), closing(self._source):
             resumed = resume(self._problem, self._options)
             writer = writer_for(self._problem, self._options)
             summary, state = self._prepare()

@@ -78,8 +78,9 @@ class AdaptiveHybridStreamingOptimizer:
         Parameters
         ----------
         *args : Any
-            The data (x, y) or (x, y, sigma), the model, then the arguments below, in their order;
-            or the model, x, y, then the arguments below.
+            The data, the model, then the arguments below, in their order; or the model, x, y, then the
+            arguments below. Data are (x, y) or (x, y, sigma), the path of an HDF5 file or an `HDF5Source`, an
+            iterator of batches (x, y[, sigma]), or a function that returns a fresh one at every call.
         **named : Any
             p0 : start, (p,) or by name. bounds : (lower, upper), as for `curve_fit`. sigma :
             standard deviations. absolute_sigma : whether they are in the units of y. callback :

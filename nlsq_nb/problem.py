@@ -16,6 +16,7 @@ from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Source
 from nlsq_nb.sources.arrays import ArraySource
+from nlsq_nb.sources.rows import Reading
 from nlsq_nb.sources.weights import GroupWeights
 
 __all__ = ["Problem", "read_problem"]
@@ -84,32 +85,38 @@ def read_problem(
         For data, sigma, p0 or bounds that cannot be used.
     """
     n_start = values_in(call.p0)
-    if call.source is None:
-        rows = rows_of(call.y)
-        if group_weights is None:
-            model = as_model(call.func, call.x, rows, n_start, jac)
-        else:
-            model = _model_of_groups(call.func, call.x, rows, n_start, jac)
-        source: Source = ArraySource(
-            call.x,
-            call.y,
-            call.sigma,
-            variables=model.x,
-            n_outputs=model.n_outputs,
-            precision=options.data.precision,
-            chunk_rows=options.data.chunk_rows,
-            omit=omit,
-            resident=options.data.loop,
-            group_weights=group_weights,
-        )
+    x, rows = (call.x, rows_of(call.y)) if call.source is None else (_first_row(call.source), 1)
+    if group_weights is None:
+        model = as_model(call.func, x, rows, n_start, jac)
     else:
-        source = call.source
-        first = next(iter(source.chunks()))
-        model = as_model(call.func, np.stack([c[:1] for c in first.x]), 1, n_start, jac)
+        model = _model_of_groups(call.func, x, rows, n_start, jac)
     low, high = read_bounds(call.bounds, model)
-    return Problem(
-        model, source, read_start(call.p0, model, low, high), (low, high), call.absolute_sigma
-    )
+    start = read_start(call.p0, model, low, high)
+    source = _source(call, options, model, omit, group_weights)  # last: it may read all rows
+    return Problem(model, source, start, (low, high), call.absolute_sigma)
+
+
+def _first_row(source: Any) -> Any:
+    """The x of one row, in a form from which a model takes the names of its variables."""
+    if hasattr(source, "first"):
+        return source.first()
+    return np.stack([c[:1] for c in next(iter(source.chunks())).x])
+
+
+def _source(
+    call: FitCall, options: Groups, model: Model, omit: bool, group_weights: GroupWeights | None
+) -> Source:
+    o, faults = options.data, options.faults
+    common: dict[str, Any] = {"precision": o.precision, "chunk_rows": o.chunk_rows, "resident": o.loop, "omit": omit}
+    common |= {"n_outputs": model.n_outputs, "group_weights": group_weights}
+    if call.source is None:
+        return ArraySource(call.x, call.y, call.sigma, variables=model.x, **common)
+    if not hasattr(call.source, "open"):
+        source: Source = call.source
+        return source
+    retries = faults.retries if faults.tolerant else 0
+    opened: Source = call.source.open(Reading(model.x, retries=retries, **common))
+    return opened
 
 
 def _model_of_groups(

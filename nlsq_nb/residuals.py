@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.errors import DataError
 from nlsq_nb.models.symbolic import Model
-from nlsq_nb.protocols import Source
+from nlsq_nb.sources.retrying import RetryingSource
 
 __all__ = ["Residuals"]
 
@@ -27,7 +28,7 @@ class Residuals:
     ----------
     model : Model
         The model.
-    source : Source
+    source : RetryingSource
         The rows.
     theta : ndarray, shape (p,)
         The solution.
@@ -38,7 +39,7 @@ class Residuals:
     """
 
     model: Model
-    source: Source
+    source: RetryingSource
     theta: Floats
     sse: float
     signal: float
@@ -51,9 +52,10 @@ class Residuals:
         ndarray
             (rows,), or (m, rows) for m outputs; float64, unweighted.
         """
-        for chunk in self.source.chunks():
-            part = self._of(chunk)
-            yield part if self.model.n_outputs > 1 else part[0]
+        with closing(self.source):
+            for chunk in self.source.chunks():
+                part = self._of(chunk)
+                yield part if self.model.n_outputs > 1 else part[0]
 
     def all(self) -> Floats:
         """The residuals of all rows.
@@ -66,8 +68,11 @@ class Residuals:
         Raises
         ------
         DataError
-            When they do not give the sse of the fit: the arrays were changed since.
+            When they do not give the sse of the fit: the arrays were changed since; and for data that
+            are not in memory.
         """
+        if getattr(self.source.inner, "is_streamed", False):
+            raise DataError("the data are not in memory: take result.residual_chunks() instead of result.fun")
         found, parts = 0.0, []
         for chunk in self.source.chunks():
             parts.append(self._of(chunk))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
 
-__all__ = ["in_blocks", "numeric", "split_columns", "split_grouped"]
+__all__ = ["in_blocks", "is_table", "numeric", "split_columns", "split_grouped", "split_outputs"]
 
 _SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
 
@@ -86,7 +86,7 @@ def split_columns(x: Any, names: Sequence[str], field: str = "xdata") -> tuple[N
         When the shape does not fit the variables, with both named.
     """
     k = len(names)
-    if _is_table(x):
+    if is_table(x):
         missing = [name for name in names if name not in x]
         if missing:
             raise DataError(f"{field} has no column {missing[0]!r}; the model needs {list(names)}")
@@ -140,7 +140,7 @@ def split_grouped(
         When the shape does not fit the variables.
     """
     wide = len(names) + 1
-    if _is_table(x):
+    if is_table(x):
         columns, first = split_columns(x, names, field), next(iter(x))
         groups = numeric(x[first], f"{field}[{first!r}]").ravel()
         return _same_length([groups, *columns], field, [str(first), *names])[0], columns
@@ -159,8 +159,49 @@ def split_grouped(
     return columns[0], columns
 
 
-def _is_table(x: Any) -> bool:
-    """Whether columns go by name."""
+def split_outputs(y: Any, n_outputs: int) -> NDArray[Any]:
+    """The observations of all outputs.
+
+    Parameters
+    ----------
+    y : array_like
+        What the user gave.
+    n_outputs : int
+        Outputs m of the model.
+
+    Returns
+    -------
+    ndarray
+        (n,), or (m, n) for m > 1.
+
+    Raises
+    ------
+    DataError
+        For another shape.
+    """
+    outputs = numeric(y, "ydata")
+    if n_outputs == 1 and outputs.ndim == 0:
+        outputs = outputs.reshape(1)
+    wanted = 1 if n_outputs == 1 else 2
+    if outputs.ndim != wanted or (wanted == 2 and outputs.shape[0] != n_outputs):
+        shape = "(n,)" if n_outputs == 1 else f"({n_outputs}, n)"
+        raise DataError(f"ydata has shape {outputs.shape}; the model needs {shape}")
+    return outputs
+
+
+def is_table(x: Any) -> bool:
+    """Whether columns go by name.
+
+    Parameters
+    ----------
+    x : Any
+        Independent variables as given.
+
+    Returns
+    -------
+    bool
+        True for mappings and data frames.
+    """
     return not isinstance(x, np.ndarray) and (isinstance(x, Mapping) or hasattr(x, "columns"))
 
 

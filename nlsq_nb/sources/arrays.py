@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.columns import numeric, split_columns, split_grouped
+from nlsq_nb.core.columns import split_columns, split_grouped, split_outputs
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
-from nlsq_nb.sources.reading import Columns, ColumnsReader, ViewsReader, is_ready, mappings
+from nlsq_nb.sources.reading import Columns, ColumnsReader, ViewsReader, mappings
+from nlsq_nb.sources.rows import is_ready, storage_dtype
 from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma
 
 __all__ = ["ArraySource"]
@@ -80,7 +81,7 @@ class ArraySource:
         group_weights: GroupWeights | None = None,
         resident: str = "auto",
     ) -> None:
-        outputs = _outputs(y, n_outputs)
+        outputs = split_outputs(y, n_outputs)
         rows = int(outputs.shape[-1])
         groups = None
         if group_weights is None:
@@ -94,7 +95,7 @@ class ArraySource:
         ys = tuple(outputs) if outputs.ndim > 1 else (outputs,)
         spread = None if sigma is None else checked_sigma(sigma, outputs.shape)
         sigmas = None if spread is None else tuple(spread) if spread.ndim > 1 else (spread,)
-        self.dtype = _storage((*columns, *ys), precision)
+        self.dtype = storage_dtype((c.dtype for c in (*columns, *ys)), precision)
         wanted = {"scan": rows, "loop": chunk_rows}.get(resident, max(chunk_rows, _RESIDENT_ROWS))
         self._step = -(-wanted // BLOCK) * BLOCK
         self._group_weights = group_weights
@@ -197,23 +198,3 @@ class ArraySource:
             x, y = (tuple(c[rows] for c in part) for part in (columns.x, columns.y))
             chunks.append(Chunk(lo, x, y, None if w is None else tuple(c[rows] for c in w)))
         return chunks
-
-
-def _outputs(y: Any, n_outputs: int) -> NDArray[Any]:
-    """The outputs, (n,) or (m, n)."""
-    outputs = numeric(y, "ydata")
-    if n_outputs == 1 and outputs.ndim == 0:
-        outputs = outputs.reshape(1)
-    wanted = 1 if n_outputs == 1 else 2
-    if outputs.ndim != wanted or (wanted == 2 and outputs.shape[0] != n_outputs):
-        shape = "(n,)" if n_outputs == 1 else f"({n_outputs}, n)"
-        raise DataError(f"ydata has shape {outputs.shape}; the model needs {shape}")
-    return outputs
-
-
-def _storage(columns: Arrays, precision: str) -> np.dtype[Any]:
-    """What the columns are stored as."""
-    single = precision == "float32" or (
-        precision == "auto" and all(c.dtype.kind == "f" and c.dtype.itemsize == 4 for c in columns)
-    )
-    return np.dtype(np.float32 if single else np.float64)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.sources.rows import Buffers
 from nlsq_nb.sources.weights import GroupIndex, weights_from_sigma
 
-__all__ = ["Columns", "ColumnsReader", "ViewsReader", "is_ready", "mappings"]
+__all__ = ["Columns", "ColumnsReader", "ViewsReader", "mappings"]
 
 Floats = NDArray[np.float64]
 Arrays = tuple[NDArray[Any], ...]
@@ -89,7 +90,7 @@ class ColumnsReader:
         self._columns = columns
         self._step = step
         self._values = values
-        self._buffers: dict[int, NDArray[Any]] = {}
+        self._buffers = Buffers(min(step, columns.n_rows), columns.dtype)
 
     def rows(self, k: int) -> tuple[int, int]:
         """First row of chunk k and one past its last."""
@@ -97,7 +98,10 @@ class ColumnsReader:
 
     def read(self, k: int) -> Chunk:
         """Chunk k, valid until the next one is read."""
-        lo, hi = self.rows(k)
+        return self.read_rows(*self.rows(k))
+
+    def read_rows(self, lo: int, hi: int) -> Chunk:
+        """Some rows, no more than a chunk has; valid until others are read."""
         rows, columns = slice(lo, hi), self._columns
         x = self._take(columns.x, rows, 0)
         y = self._take(columns.y, rows, len(x))
@@ -115,22 +119,7 @@ class ColumnsReader:
 
     def _take(self, columns: Sequence[NDArray[Any]], rows: slice, first: int) -> Arrays:
         """Some rows, in views where the storage allows it; buffers are numbered from `first`."""
-        dtype = self._columns.dtype
-        parts = [column[rows] for column in columns]
-        return tuple(
-            part if is_ready(part, dtype) else self._converted(part, first + k)
-            for k, part in enumerate(parts)
-        )
-
-    def _converted(self, part: NDArray[Any], number: int) -> NDArray[Any]:
-        buffer = self._buffers.get(number)
-        if buffer is None:
-            size = min(self._step, self._columns.n_rows)
-            buffer = self._buffers[number] = np.empty(size, self._columns.dtype)
-        out = buffer[: len(part)]
-        with np.errstate(over="ignore"):
-            np.copyto(out, part, casting="unsafe")
-        return out
+        return tuple(self._buffers.ready(c[rows], first + k) for k, c in enumerate(columns))
 
 
 class ViewsReader:
@@ -156,25 +145,6 @@ class ViewsReader:
 
     def release(self) -> None:
         """Nothing was copied."""
-
-
-def is_ready(column: NDArray[Any], dtype: np.dtype[Any]) -> bool:
-    """Whether a kernel can read the column as it is.
-
-    Parameters
-    ----------
-    column : ndarray
-        Any column.
-    dtype : numpy.dtype
-        Storage dtype.
-
-    Returns
-    -------
-    bool
-        True for an aligned contiguous column of that dtype.
-    """
-    flags = column.flags
-    return column.dtype == dtype and flags.c_contiguous and flags.aligned
 
 
 def mappings(column: NDArray[Any]) -> Iterator[mmap.mmap]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Source
 
-__all__ = ["Reader", "RetryingSource"]
+__all__ = ["Reader", "RetryingSource", "close"]
 
 _log = logging.getLogger("nlsq_nb.sources")
 
@@ -34,7 +35,8 @@ class RetryingSource:
     """The rows of another source, with reading faults dealt with.
 
     A source whose chunks can be read again has a method `reader()`, which begins a pass (`Reader`);
-    the chunks of others are read once, and a fault ends the fit.
+    the chunks of others are read once, and a fault ends the fit. A reader may have `read_rows(lo, hi)` to
+    read rows within a chunk, and `can_skip = False` when nothing can be read behind a fault.
 
     Parameters
     ----------
@@ -106,11 +108,54 @@ class RetryingSource:
         skipped = {k for k, _ in self.left_out} if self.left_out else ()
         for k in range(self.n_chunks):
             if k not in skipped:
-                chunk = self._read(reader, k)
+                chunk = self._attempt(reader, k, partial(reader.read, k))
                 if chunk is not None:
                     yield chunk
             if (k + 1) % self._release_every == 0:
                 reader.release()
+
+    def runs(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Chunk] | None:
+        """Some rows without those between them.
+
+        Parameters
+        ----------
+        ranges : sequence of (int, int)
+            First row and one past the last of each range, rising.
+
+        Returns
+        -------
+        iterator of Chunk, or None
+            Each part of a range that lies in one chunk and can be read, valid until the next; None where
+            a source is read from its beginning.
+        """
+        reader = None if self._reader is None else self._reader()
+        read_rows = getattr(reader, "read_rows", None)
+        if reader is None or read_rows is None:
+            return None
+        return self._runs(reader, read_rows, ranges)
+
+    def _runs(
+        self, reader: Reader, read_rows: Callable[[int, int], Chunk], ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[Chunk]:
+        k, skipped = 0, {number for number, _ in self.left_out}
+        for first, stop in ranges:
+            at = first
+            while at < stop:
+                while reader.rows(k)[1] <= at:
+                    k += 1
+                end = min(stop, reader.rows(k)[1])
+                if k not in skipped:
+                    chunk = self._attempt(reader, k, partial(read_rows, at, end))
+                    if chunk is not None:
+                        yield chunk
+                    else:
+                        skipped.add(k)
+                at = end
+        reader.release()
+
+    def close(self) -> None:
+        """Let go of what the source holds."""
+        close(self.inner)
 
     def _read_once(self) -> Iterator[Chunk]:
         done, row = 0, 0
@@ -124,23 +169,25 @@ class RetryingSource:
                 "again, mend it and start anew"
             ) from error
 
-    def _read(self, reader: Reader, k: int) -> Chunk | None:
-        """Chunk k, or None when it had to be left out."""
+    def _attempt(self, reader: Reader, k: int, read: Callable[[], Chunk]) -> Chunk | None:
+        """What `read` reads of chunk k, or None when it had to be left out."""
         for attempt in range(self._retries + 1):
             try:
-                return reader.read(k)
+                return read()
             except OSError as error:
                 fault = error
                 _log.info("chunk %d cannot be read (attempt %d): %s", k, attempt + 1, error)
-        self._leave_out(k, reader.rows(k), fault)
+        self._leave_out(k, reader, fault)
         return None
 
-    def _leave_out(self, k: int, rows: tuple[int, int], fault: OSError) -> None:
-        lo, hi = rows
+    def _leave_out(self, k: int, reader: Reader, fault: OSError) -> None:
+        lo, hi = reader.rows(k)
         what = f"chunk {k}, rows {lo} to {hi - 1}, cannot be read after {self._retries + 1} attempts: {fault}"
+        if not getattr(reader, "can_skip", True):
+            raise SourceError(f"{what}; what comes after it cannot be read either")
         if self._min_success >= 1.0:
             raise SourceError(f"{what}; mend the source, or allow chunks to be left out by min_success_rate")
-        self.left_out.append((k, rows))
+        self.left_out.append((k, (lo, hi)))
         readable = self.n_chunks - len(self.left_out)
         if readable == 0 or readable < self._min_success * self.n_chunks:
             raise SourceError(
@@ -148,3 +195,16 @@ class RetryingSource:
                 f"min_success_rate={self._min_success:g} asks for"
             )
         _log.warning("%s; it is left out of every pass", what)
+
+
+def close(source: Any) -> None:
+    """Let go of what a source holds, if it can be told so.
+
+    Parameters
+    ----------
+    source : Any
+        A source; `close()` is not part of the protocol.
+    """
+    action = getattr(source, "close", None)
+    if action is not None:
+        action()

@@ -25,8 +25,8 @@ Columns = tuple[NDArray[Any], ...]
 class SampleSource:
     """Row ranges of another source.
 
-    They are gathered by one pass over it when they are first needed, and again when its weights
-    have changed or chunks of it could no longer be read.
+    They are gathered when they are first needed, and again when its weights have changed or chunks of it
+    could no longer be read: by one pass, or from where they are when the source has a method `runs`.
 
     Parameters
     ----------
@@ -74,13 +74,23 @@ class SampleSource:
         """Revision, x, y and w of the rows."""
         held, revision = self._held, self._source.revision
         if held is None or held[0] != revision:
-            parts = [part for chunk in self._source.chunks() for part in self._within(chunk)]
+            parts = list(self._parts())
             if not parts:
                 raise SourceError("none of the rows that were drawn as a sample can be read")
             x, y = _joined([part.x for part in parts]), _joined([part.y for part in parts])
             weights = [part.w for part in parts if part.w is not None]
             held = self._held = (revision, x, y, _joined(weights) if weights else None)
         return held
+
+    def _parts(self) -> Iterator[Chunk]:
+        """Copies of the rows of the sample, from where they are, or picked out of a pass."""
+        runs = getattr(self._source, "runs", lambda ranges: None)(self._ranges)
+        if runs is None:
+            for chunk in self._source.chunks():
+                yield from self._within(chunk)
+            return
+        for run in runs:
+            yield _copy(run, slice(None))
 
     def _within(self, chunk: Chunk) -> Iterator[Chunk]:
         """Copies of the rows of a chunk that belong to the sample."""
@@ -91,9 +101,7 @@ class SampleSource:
                 break
             rows = slice(max(lo, chunk.start) - chunk.start, min(hi, end) - chunk.start)
             if rows.start < rows.stop:
-                w = None if chunk.w is None else tuple(c[rows].copy() for c in chunk.w)
-                x, y = (tuple(c[rows].copy() for c in part) for part in (chunk.x, chunk.y))
-                yield Chunk(chunk.start + rows.start, x, y, w)
+                yield _copy(chunk, rows)
 
 
 def sample(source: Source, ranges: Sequence[tuple[int, int]]) -> SampleSource:
@@ -136,6 +144,12 @@ def batches(source: Source, n: int) -> list[SampleSource]:
         SampleSource(source, [(lo, min(lo + run, rows)) for lo in range(k * run, rows, n * run)])
         for k in range(n)
     ]
+
+
+def _copy(chunk: Chunk, rows: slice) -> Chunk:
+    w = None if chunk.w is None else tuple(c[rows].copy() for c in chunk.w)
+    x, y = (tuple(c[rows].copy() for c in part) for part in (chunk.x, chunk.y))
+    return Chunk(chunk.start + (rows.start or 0), x, y, w)
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ Floats = NDArray[np.float64]
 _SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
 
 
-def checked_sigma(sigma: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+def checked_sigma(sigma: Any, shape: tuple[int, ...], first: int = 0) -> NDArray[Any]:
     """Standard deviations, one per residual, that have usable weights.
 
     Parameters
@@ -28,6 +29,8 @@ def checked_sigma(sigma: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         Standard deviations: a scalar, or one per residual.
     shape : tuple of int
         Shape of y, (n,) or (m, n).
+    first : int
+        Index of the first row, for messages.
 
     Returns
     -------
@@ -52,7 +55,7 @@ def checked_sigma(sigma: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     if not (extremes[0] > 0.0 and extremes[1] < np.inf):
         wrong = np.atleast_1d(~(np.isfinite(array) & (array > 0)))
         at = tuple(np.argwhere(wrong)[0])
-        place = f"row {at[-1]}" + (f" of output {at[0]}" if len(at) > 1 else "")
+        place = f"row {first + at[-1]}" + (f" of output {at[0]}" if len(at) > 1 else "")
         value = np.atleast_1d(array)[at]
         raise DataError(f"sigma is {value} at {place}; it must be positive and finite")
     with np.errstate(over="ignore", under="ignore", divide="ignore"):
@@ -60,7 +63,7 @@ def checked_sigma(sigma: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     if not (heaviest < np.inf and lightest > 0.0):
         limit = array.min() if heaviest == np.inf else array.max()
         row = int(np.argwhere(np.atleast_1d(array == limit))[0][-1])
-        raise DataError(f"1/sigma**2 leaves the range of float64 at row {row}; rescale sigma and y")
+        raise DataError(f"1/sigma**2 leaves the range of float64 at row {first + row}; rescale sigma and y")
     return array if array.shape == shape else np.broadcast_to(array, shape)
 
 
@@ -169,11 +172,13 @@ class GroupIndex:
     ----------
     column : ndarray, shape (n,)
         Integers of any dtype, from 0.
-    rows : ndarray, shape (n,), optional
+    rows : sequence of int, length n, optional
         What to call each row in messages; its index by default.
     """
 
-    def __init__(self, column: NDArray[Any], rows: NDArray[np.intp] | None = None) -> None:
+    def __init__(
+        self, column: NDArray[Any], rows: NDArray[np.intp] | Sequence[int] | None = None
+    ) -> None:
         self._column = column
         self._rows = rows
         self._groups: int | None = None

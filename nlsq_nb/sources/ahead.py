@@ -1,0 +1,197 @@
+"""Rows of a store that any can be read of, the next chunk while one is in use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.sources.rows import Buffers, RowFormat
+
+__all__ = ["AheadReader", "Column", "Rooms", "Store", "StoredRows"]
+
+Floats = NDArray[np.float64]
+Column = tuple[int, int | None]
+"""A field of a store, and which of its columns; None where it has one."""
+Rooms = dict[int, NDArray[Any]]
+"""Buffers by field, made and filled by a store that cannot show its rows in place."""
+
+
+class Store(Protocol):
+    """Fields of numbers outside the memory, any rows of which can be read."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+
+    def open(self) -> None:
+        """Be ready to read; nothing if it is."""
+
+    def block(self, field: int, lo: int, hi: int, rooms: Rooms) -> NDArray[Any]:
+        """Some rows of a field, (rows,) or (rows, k), any real dtype; raises OSError."""
+
+    def check(self) -> None:
+        """Raise a SourceError when the rows are not what they were."""
+
+    def drop(self, lo: int, hi: int) -> None:
+        """These rows are not needed for now."""
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+class StoredRows:
+    """The rows of a store, with the thread that reads ahead; see `Rows`.
+
+    Parameters
+    ----------
+    store : Store
+        Where they are.
+    columns : sequence of (int, int or None)
+        Where each column of the row format is.
+    n_omitted : int
+        Rows that did not get into the store.
+    """
+
+    def __init__(self, store: Store, columns: Sequence[Column], n_omitted: int = 0) -> None:
+        self.store = store
+        self.columns = tuple(columns)
+        self.n_omitted = n_omitted
+        self._thread: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.store.n_rows
+
+    def reader(self, form: RowFormat, step: int, groups: Floats | None) -> AheadReader:
+        """Begin a pass; see `Rows.reader`."""
+        self.store.open()
+        return AheadReader(self, form, min(step, self.n_rows), groups)
+
+    def columns_at(self, lo: int, hi: int, rooms: Rooms) -> tuple[NDArray[Any], ...]:
+        """Some rows of every column.
+
+        Parameters
+        ----------
+        lo, hi : int
+            First row and one past the last.
+        rooms : dict
+            Buffers of the caller.
+
+        Returns
+        -------
+        tuple of ndarray
+            Any real dtype, in place or in those buffers.
+
+        Raises
+        ------
+        OSError
+            When they cannot be read.
+        SourceError
+            When they are not what they were.
+        """
+        store, blocks = self.store, {}
+        try:
+            for field in dict.fromkeys(field for field, _ in self.columns):
+                blocks[field] = store.block(field, lo, hi, rooms)
+        except OSError:
+            store.check()  # a file that has shrunk is not worth another attempt
+            raise
+        store.check()
+        return tuple(blocks[f] if k is None else blocks[f][:, k] for f, k in self.columns)
+
+    def thread(self) -> ThreadPoolExecutor:
+        """The one that reads ahead, for all passes."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="nlsq_nb-read")
+            return self._thread
+
+    def close(self) -> None:
+        """End the thread, close the store; a later pass begins them anew."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.shutdown(cancel_futures=True)
+        self.store.close()
+
+
+class AheadReader:
+    """One pass over stored rows: one chunk is in use while the next is read into the other buffers.
+
+    Parameters
+    ----------
+    rows : StoredRows
+        All of them.
+    form : RowFormat
+        What their columns are.
+    step : int
+        Rows per chunk.
+    groups : ndarray or None
+        Group weights of this pass.
+    """
+
+    def __init__(self, rows: StoredRows, form: RowFormat, step: int, groups: Floats | None) -> None:
+        self._all = rows
+        self._form = form
+        self._step = step
+        self._groups = groups
+        self._sides: list[tuple[Buffers, Rooms]] = [(Buffers(step, form.dtype), {}) for _ in range(2)]
+        self._side = 0
+        self._ahead: tuple[int, Future[Chunk]] | None = None
+        self._shown: tuple[int, int] | None = None
+
+    def rows(self, k: int) -> tuple[int, int]:
+        """First row of chunk k and one past its last."""
+        return k * self._step, min((k + 1) * self._step, self._all.n_rows)
+
+    def read(self, k: int) -> Chunk:
+        """Chunk k, valid until the next one is read."""
+        ahead, self._ahead = self._ahead, None
+        self._forget()
+        if ahead is not None and ahead[0] == k:
+            chunk = ahead[1].result()
+        else:
+            _settle(ahead)
+            chunk = self._fill(*self.rows(k))
+        self._shown = self.rows(k)
+        if self._shown[1] < self._all.n_rows:
+            future = self._all.thread().submit(self._fill, *self.rows(k + 1))
+            self._ahead = (k + 1, future)
+        return chunk
+
+    def read_rows(self, lo: int, hi: int) -> Chunk:
+        """Some rows, no more than a chunk has; valid until others are read."""
+        ahead, self._ahead = self._ahead, None
+        _settle(ahead)
+        self._forget()
+        self._shown = (lo, hi)
+        return self._fill(lo, hi)
+
+    def release(self) -> None:
+        """Nothing: two chunks are all that is held, and both are in use."""
+
+    def _forget(self) -> None:
+        shown, self._shown = self._shown, None
+        if shown is not None:
+            self._all.store.drop(*shown)
+
+    def _fill(self, lo: int, hi: int) -> Chunk:
+        """Read rows into the side that is not in use; runs in turn here and in the thread."""
+        self._side = 1 - self._side
+        buffers, rooms = self._sides[self._side]
+        columns = self._all.columns_at(lo, hi, rooms)
+        return self._form.chunk(lo, columns, self._groups, buffers)
+
+
+def _settle(ahead: tuple[int, Future[Chunk]] | None) -> None:
+    """Wait for what is read ahead in vain: its buffers are needed."""
+    if ahead is not None and not ahead[1].cancel():
+        ahead[1].exception()
