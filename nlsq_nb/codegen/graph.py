@@ -86,6 +86,17 @@ class Graph:
         """Whether the node is true or false rather than a number."""
         return self.nodes[node].op in COMPARISONS or self.nodes[node].op in LOGIC
 
+    def below(self, roots: Iterable[int]) -> list[int]:
+        """The nodes that the roots need, themselves among them, operands first."""
+        seen = set(roots)
+        stack = list(seen)
+        while stack:
+            for arg in self.nodes[stack.pop()].args:
+                if arg not in seen:
+                    seen.add(arg)
+                    stack.append(arg)
+        return sorted(seen)
+
     # -- leaves ------------------------------------------------------------------------------
     def const(self, value: float) -> int:
         """A finite number."""

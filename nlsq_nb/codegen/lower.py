@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from nlsq_nb.codegen.differentiate import jacobian
 from nlsq_nb.codegen.graph import Graph
 from nlsq_nb.codegen.ir import Instruction, Program
+from nlsq_nb.codegen.limits import at_their_limits
 
 __all__ = ["build_program"]
 
@@ -39,6 +40,7 @@ def build_program(graph: Graph, roots: Sequence[int], n_vars: int, n_params: int
     ModelError
         When the derivatives grow past the size limit or do not exist.
     """
+    roots = at_their_limits(graph, roots)
     derivatives = [jacobian(graph, root, n_params) for root in roots]
     needed = [node for row in derivatives for node in row if node is not None]
     lowering = _Lowering(graph, [*roots, *needed])
@@ -64,7 +66,7 @@ class _Lowering:
         self.operand: dict[int, str] = {}
         self._known: dict[tuple[str, tuple[str, ...]], str] = {}
         self._varying: set[str] = set()
-        order = self._order(roots)
+        order = graph.below(roots)
         self._inverses = Counter(
             (arg, k)
             for index in order
@@ -76,15 +78,6 @@ class _Lowering:
         )
         for index in order:
             self.operand[index] = self._lower(index)
-
-    def _order(self, roots: Sequence[int]) -> list[int]:
-        seen, stack = set(roots), list(roots)
-        while stack:
-            for arg in self.graph.nodes[stack.pop()].args:
-                if arg not in seen:
-                    seen.add(arg)
-                    stack.append(arg)
-        return sorted(seen)
 
     def _lower(self, index: int) -> str:
         node = self.graph.nodes[index]

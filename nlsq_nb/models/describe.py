@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nlsq_nb.codegen.differentiate import jacobian
 from nlsq_nb.codegen.ir import Program
+from nlsq_nb.codegen.limits import at_their_limits
 from nlsq_nb.codegen.text import count_operations, to_text
 from nlsq_nb.models.storage import Definition
 
@@ -55,7 +56,8 @@ def explanation(definition: Definition, program: Program, linear: tuple[str, ...
     for o, root in enumerate(definition.roots):
         label = "f" if len(definition.roots) == 1 else f"f{o}"
         lines.append(f"{label} = {algebra(definition, root)}")
-        for name, node in zip(params, jacobian(graph, root, len(params)), strict=True):
+        (compiled,) = at_their_limits(graph, [root])
+        for name, node in zip(params, jacobian(graph, compiled, len(params)), strict=True):
             text = "0" if node is None else algebra(definition, node)
             lines.append(f"  d{label}/d{name} = {text}")
             nodes += [] if node is None else [node]

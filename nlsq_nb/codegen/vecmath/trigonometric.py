@@ -7,6 +7,8 @@ computed from the same pieces, which the compiler merges.
 
 from __future__ import annotations
 
+import math
+
 from nlsq_nb.codegen.vecmath.coefficients import ASIN_64, ATAN_64, COS_64, SIN_64
 from nlsq_nb.codegen.vecmath.pieces import STRICT, Definition, horner
 
@@ -18,6 +20,8 @@ _ASIN = f"""a = abs(u)
     s = choose(large, math.sqrt(z), a)
     {horner("p", "z", ASIN_64)}
     s = s + (s * z) * p"""
+
+_DSINC = [(-1.0) ** k * (2 * k + 2) / math.factorial(2 * k + 3) for k in range(7)]
 
 DEFINITIONS = {
     "quarters": Definition(
@@ -92,12 +96,11 @@ DEFINITIONS = {
         ("sin",),
     ),
     "dsinc": Definition(
-        '''def dsinc(u):
-    """Derivative of sin(u)/u; its series near 0, where the quotient cancels."""
+        f'''def dsinc(u):
+    """Derivative of sin(u)/u; its Taylor series near 0, where the quotient cancels."""
     v = u * u
-    tail = 1.0 - v / 54.0 * (1.0 - v / 88.0 * (1.0 - v / 130.0))
-    near = -u / 3.0 * (1.0 - v / 10.0 * (1.0 - v / 28.0 * tail))
-    return choose(abs(u) < 0.5, near, (cos(u) - sin(u) / u) / u)
+    {horner("p", "v", _DSINC)}
+    return choose(abs(u) < 0.5, -u * p, (cos(u) - sin(u) / u) / u)
 ''',
         ("sin", "cos"),
     ),
