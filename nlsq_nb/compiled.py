@@ -38,13 +38,14 @@ from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupState,
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.protocols import Phase
 
-__all__ = ["LARGEST", "advance", "is_eligible"]
+__all__ = ["LARGEST", "advance", "is_eligible", "screen"]
 
 LARGEST = 16
 """Parameters up to which native code is faster: it has no blocked algebra."""
 
 _LONGEST = 10_000  # steps; the log has a line for each
 _OFF = -1.0
+Floats = NDArray[np.float64]
 _UNUSED = (0.0,) * (at.FIRST_STEPS + 4 - at.WEIGHT + 1)  # settings of phase 1 alone
 # by the numbers that the native text gives them; 0 is to give up
 _NEWTON_STOPS = (
@@ -157,6 +158,32 @@ def advance(
     return state, events
 
 
+def screen(state: FitState, objective: DataObjective, starts: Floats) -> Floats | None:
+    """The sse of many starts, the linear parameters of each at their best.
+
+    Parameters
+    ----------
+    state : FitState
+        Of the fit, with the parameters to eliminate; its own point must be a good one.
+    objective : DataObjective
+        Its rows must be few and in memory; counts the passes.
+    starts : ndarray, shape (n, p)
+        Within the bounds.
+
+    Returns
+    -------
+    ndarray, shape (n,), or None
+        inf where the model is not finite; None where native code cannot tell.
+    """
+    rows = objective.resident() if _is_small(state) else None
+    if rows is None:
+        return None
+    settings = (0.0, 0.0, state.signal, *_UNUSED)
+    run = _run(at.SCREENING, state, rows, settings, (len(starts),), starts=starts)
+    objective.passes += int(run.found[at.PASSES])
+    return run.log()[:, 0].copy() if run.stop else None
+
+
 def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
     """Whether native code knows a phase and takes the parameters of a state.
 
@@ -173,9 +200,13 @@ def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
         False for fixed parameters, for more than `LARGEST`, and for phases and line searches that
         exist step by step only.
     """
-    if len(state.theta) > LARGEST or False in state.free.tolist():
+    if not _is_small(state):
         return False
     return isinstance(phase, GaussNewton) or (isinstance(phase, Warmup) and _is_plain(phase))
+
+
+def _is_small(state: FitState) -> bool:
+    return len(state.theta) <= LARGEST and False not in state.free.tolist()
 
 
 def _is_plain(phase: Warmup) -> bool:
@@ -190,8 +221,9 @@ def _run(
     settings: tuple[float, ...],
     asked: tuple[int, ...],
     memory: int = 0,
+    starts: Floats | None = None,
 ) -> _Run:
-    """Fill the arrays and run a phase; `asked` begins with the lines of the log."""
+    """Fill the arrays and run a phase; `asked` begins with the lines of the log, where `starts` go."""
     shape = at.layout(state.separable.tobytes(), len(rows.columns), memory, asked[0])
     space = shape.space()
     w = np.frombuffer(space, np.float64, shape.size)
@@ -207,6 +239,8 @@ def _run(
     bounded = max(state.lower.tolist()) > -math.inf or min(state.upper.tolist()) < math.inf
     task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
     task[-len(rows.columns) :] = rows.columns
+    if starts is not None:
+        w[shape.log :].reshape(len(starts), at.WIDTH + shape.n_params)[:, at.WIDTH :] = starts
     entry = compiled_run()
     place = ctypes.addressof(space)
     stop = 0 if entry is None else entry.call(phase, place + w.nbytes, place)

@@ -11,8 +11,8 @@ import numpy as np
 
 from nlsq_nb.compiled import advance
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.errors import ConfigError, DataError
-from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted
+from nlsq_nb.errors import ConfigError, DataError, StopFit
+from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.multistart import best_start
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.callback import CallbackObserver
@@ -20,10 +20,11 @@ from nlsq_nb.observe.checkpoint import CheckpointWriter
 from nlsq_nb.observe.progress import ProgressLog
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
+from nlsq_nb.opinion import second_opinion
 from nlsq_nb.outcome import named, result_of, warn_of
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.finalize import Outcome, finalize
-from nlsq_nb.phases.setup import restart, setup
+from nlsq_nb.phases.setup import better, restart, setup
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.plan import is_matrix_free, newton_phase, objective_over, penalty_of, warmup_phase
 from nlsq_nb.problem import Problem
@@ -104,6 +105,8 @@ class Fit:
         self._options, self._backend = options, backend
         self._problem, self._source = replace(problem, source=source), source
         self._warms_up = warms_up
+        # a method that begins with phase 2 is asked for as it is
+        self._asks = warms_up or options.checks.second_opinion is True
         self.record = FitRecord(problem.model)
         self._telemetry = DefenseLayerTelemetry()
         self._observers: list[Observer] = [
@@ -142,6 +145,7 @@ class Fit:
                 state, objective.passes = resumed.state, resumed.passes
                 self.record.history.entries += resumed.history.entries
                 self.record.history.multistart = resumed.history.multistart
+                self.record.history.opinions += resumed.history.opinions
                 self._telemetry.restore(resumed.telemetry.to_dict())
             elif self._options.multistart.enabled:
                 self.record.see(state)
@@ -226,8 +230,9 @@ class Fit:
             assert state.sums is not None
             assert state.first is not None
             worse = state.sums.sse > state.first_sse and revision == objective.revision
-            if worse and not np.array_equal(state.theta, state.first):
+            if worse and state.before is None and not np.array_equal(state.theta, state.first):
                 state = self._drive(2, newton, restart(state, state.first), means)
+            state = self._seconded(newton, state, means)
         self.record.see(state)
         sums = state.sums
         assert sums is not None
@@ -238,6 +243,30 @@ class Fit:
             "probes": state.probes,
         })
         return state
+
+    def _seconded(self, newton: Phase[FitState], state: FitState, means: _Means) -> FitState:
+        """Go where a second opinion finds something lower, and stay where all data bear it out."""
+        objective, spread = means.objective, means.summary.spread
+        while True:
+            if (before := state.before) is not None:
+                if objective.revision > 0:  # the weights may be others now
+                    before = replace(before, sums=objective(before.theta, 2))
+                state = better(before, state)
+                self.record.see(state)
+                try:
+                    self._emit(SecondOpinionFollowed(_sse(before), _sse(state), tuple(state.theta.tolist())))
+                except StopFit:
+                    return replace(state, stop=StopReason.CALLBACK)
+                if _sse(state) == _sse(before):
+                    return state
+            given = (self._problem, self._options, self._backend, state, objective, spread)
+            try:
+                start = second_opinion(*given, self._emit) if self._asks else None
+            except KeyboardInterrupt:
+                return replace(state, stop=StopReason.INTERRUPTED)
+            if start is None:
+                return state
+            state = self._drive(2, newton, start, means)
 
     def _finalize(self, state: FitState, means: _Means) -> tuple[Outcome, DataSummary]:
         """Phase 3."""
@@ -335,6 +364,11 @@ def _stopped(state: FitState, objective: DataObjective) -> FitState:
         state = replace(state, theta=state.first)
         sums = objective(state.theta, 2)
     return replace(state, sums=sums, iteration=0)
+
+
+def _sse(state: FitState) -> float:
+    assert state.sums is not None
+    return state.sums.sse
 
 
 def _warmup_found(state: FitState, unit: float) -> dict[str, Any]:

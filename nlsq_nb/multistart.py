@@ -10,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.varpro import eliminable, relax
 from nlsq_nb.errors import NumericsError, StopFit
 from nlsq_nb.events import Event, RoundPlayed, StartChosen, StartFitted, StartsDrawn
 from nlsq_nb.objective import DataObjective
-from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.setup import restart
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.phases.tournament import Tournament, tournament
 from nlsq_nb.plan import batch_objectives, newton_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer
+from nlsq_nb.starts import reason_of, reduced_sse, short_fit
 
 __all__ = ["best_start"]
 
@@ -139,7 +138,8 @@ def _search(
     parts = batch_objectives(problem, options, backend, o.rounds * o.batches)
 
     def evaluate(theta: Floats, batch: int) -> float:
-        return _loss(state, parts[batch], theta, options.gauss_newton.ridge)
+        part = parts[batch]
+        return reduced_sse(state, part, theta, options.gauss_newton.ridge) / part.weight
 
     def told(standing: Tournament) -> None:
         leader.follow(standing.best_index, standing.best)
@@ -151,15 +151,13 @@ def _search(
     rows = list(played.ranking[:_FITTED])
     rows += [] if 0 in rows else [0]
     for number, row in enumerate(rows, 1):
-        end = _fit(restart(state, played.candidates[row]), options, objective.sample)
+        end = short_fit(restart(state, played.candidates[row]), options, objective.sample, _STEPS)
         sse = math.inf if end.sums is None or not end.sums.is_finite else end.sums.sse
         if sse < leader.sse:
             leader.follow(row, end.theta, sse)
         whole = sse * (objective.weight / objective.sample.weight)
         theta = tuple(end.theta.tolist())
-        emit(StartFitted(number, len(rows), row, whole, end.iteration, _reason(end), theta))
-        if end.stop is StopReason.INTERRUPTED:  # the whole fit is meant
-            raise KeyboardInterrupt
+        emit(StartFitted(number, len(rows), row, whole, end.iteration, reason_of(end), theta))
 
 
 def _standing(standing: Tournament, rounds: int) -> Event:
@@ -187,34 +185,3 @@ def _measured(
             raise KeyboardInterrupt from None
         raise
     return replace(begun, stop=stop)
-
-
-def _loss(state: FitState, part: DataObjective, theta: Floats, ridge: float) -> float:
-    """Mean loss over a batch with the linear parameters at their best."""
-    sums = part(theta, 2 if state.separable.any() else 0)
-    if not sums.is_finite:
-        return math.inf
-    sse = sums.sse
-    if state.separable.any():
-        linear = eliminable(sums.jtj, state.separable)
-        room = (state.lower - theta, state.upper - theta)
-        sse -= relax(sums.jtj, sums.jtr, linear, room, ridge).predicted
-    return max(sse, 0.0) / part.weight
-
-
-def _fit(state: FitState, options: Groups, sample: DataObjective) -> FitState:
-    """Where a short fit from a start ends; the start itself, without sums, where none is possible."""
-    phase = newton_phase(options, len(state.theta), at_most=_STEPS)
-    try:
-        return run(phase, state, sample, lambda _: None)
-    except NumericsError:
-        return state
-
-
-def _reason(end: FitState) -> str:
-    """Why a short fit ended."""
-    if end.stop is None:
-        return "the model is not finite there"
-    if end.stop is StopReason.MAX_ITERATIONS:
-        return "a short fit has no more iterations"
-    return str(end.stop.value)

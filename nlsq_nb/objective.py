@@ -73,6 +73,11 @@ class DataObjective:
         self.passes = 0
 
     @property
+    def source(self) -> Source:
+        """The rows of a pass."""
+        return self._engine.source
+
+    @property
     def revision(self) -> int:
         """Rises when the weights change, or rows can no longer be read."""
         return self._engine.source.revision

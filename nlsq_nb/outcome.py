@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -84,13 +85,14 @@ def result_of(
         spread=summary.spread,
         model_text=model.text,
         backend=backend.name,
-        notes=(*_notes(model, source, outcome), *notes),
+        notes=(*_notes(model, source, outcome), *_followed(history), *notes),
         streaming_diagnostics={
             "phase_timings": history.timings,
             "phase_iterations": history.iterations,
             "phase_history": history.entries,
             "total_time": history.total_time,
             "multistart": history.multistart,
+            "second_opinions": history.opinions,
             "warmup_diagnostics": history.found("lbfgs_warmup"),
             "gauss_newton_diagnostics": history.found("gauss_newton"),
             "data_passes": objective.passes,
@@ -152,6 +154,15 @@ def _notes(model: Model, source: RetryingSource, outcome: Outcome) -> list[str]:
     for number, (first, end) in source.left_out:
         notes.append(f"chunk {number} could not be read: rows {first} to {end - 1} are left out")
     return notes
+
+
+def _followed(history: PhaseHistory) -> list[str]:
+    """What a second opinion changed."""
+    return [
+        f"the first answer had an sse of {o['before']:g}; a second opinion led to {o['after']:g}"
+        for o in history.opinions
+        if o.get("after", math.inf) < o.get("before", math.inf)
+    ]
 
 
 def named(model: Model, mask: Any) -> list[str]:

@@ -32,12 +32,21 @@ from nlsq_nb.protocols import Backend, Observer, Phase, Source
 from nlsq_nb.scan import DataSummary, curvature_at, require_finite
 from nlsq_nb.sources.sample import batches, sample
 
-__all__ = ["batch_objectives", "is_matrix_free", "newton_phase", "objective_over", "penalty_of", "warmup_phase"]
+__all__ = [
+    "batch_objectives",
+    "check_rows",
+    "is_matrix_free",
+    "newton_phase",
+    "objective_over",
+    "penalty_of",
+    "warmup_phase",
+]
 
 Floats = NDArray[np.float64]
 _WHOLE = 100_000  # rows up to which the warm-up sees all data
 _SAMPLE = 16_384  # rows of which it sees a sample of more
 _ROWS_PER_PARAMETER = 1000
+_CHECKED = 2048  # rows on which an answer is compared with others
 _BATCH = 256  # least rows of a batch of the tournament
 _BATCH_PER_PARAMETER = 16
 
@@ -224,6 +233,35 @@ def batch_objectives(
     least = max(_BATCH, _BATCH_PER_PARAMETER * problem.model.n_params)
     parts = batches(sample(source, ranges), max(1, min(wanted, rows // least)))
     return [_over(problem, part, options, backend, lambda _: None) for part in parts]
+
+
+def check_rows(
+    problem: Problem, options: Groups, backend: Backend, objective: DataObjective
+) -> DataObjective:
+    """The sums over the rows on which an answer is compared with others.
+
+    Parameters
+    ----------
+    problem : Problem
+        Model and rows.
+    options : Groups
+        Validated options.
+    backend : Backend
+        Where sums are computed.
+    objective : DataObjective
+        Over all rows.
+
+    Returns
+    -------
+    DataObjective
+        The objective itself where its rows are few, else over a part of its sample.
+    """
+    source = objective.sample.source
+    rows = max(_CHECKED, _BATCH_PER_PARAMETER * problem.model.n_params)
+    if source.n_rows <= 2 * rows:
+        return objective.sample
+    ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
+    return _over(problem, sample(source, ranges), options, backend, lambda _: None)
 
 
 def _sample_rows(problem: Problem, options: Groups) -> int:

@@ -50,4 +50,6 @@ class FitRecord:
         if self.history.current == 1 and state.warmup is not None:
             point = state.warmup.best
             return point.theta + point.change, point.loss * self.unit
-        return state.theta.copy(), math.inf if state.sums is None else state.sums.sse
+        known = [s for s in (state, state.before) if s is not None and s.sums is not None]
+        best = min(known, key=lambda s: s.sums.sse if s.sums is not None else math.inf, default=state)
+        return best.theta.copy(), math.inf if best.sums is None else best.sums.sse

@@ -125,6 +125,7 @@ def beside(
         "passes": passes,
         "history": history.entries[1:],
         "multistart": history.multistart,
+        "opinions": history.opinions,
         "telemetry": with_events(telemetry, coming).to_dict(),
     }
 
@@ -184,6 +185,7 @@ def resume(problem: Problem, options: Groups) -> Resumed | None:
     try:
         history.entries += extra["history"]
         history.multistart = extra["multistart"]
+        history.opinions += extra["opinions"]
         telemetry.restore(extra["telemetry"])
         passes = int(extra["passes"])
     except (LookupError, TypeError, ValueError) as error:

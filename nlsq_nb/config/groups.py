@@ -299,7 +299,7 @@ class CheckOptions(_Options):
     )
     second_opinion: bool | str = _flat(
         "second_opinion",
-        Choice(("auto", False, True), {True: "a second opinion is not in this version; use 'auto'"}),
+        Choice(("auto", False, True)),
     )
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "SAMPLERS",
     "candidates",
     "halton_sample",
+    "kronecker_sample",
     "latin_hypercube_sample",
     "scale_samples",
     "sobol_sample",
@@ -135,8 +136,45 @@ def halton_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
     return _half_open(engine.random(n_samples))
 
 
+def kronecker_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
+    """Multiples of an irrational vector modulo 1, from a random point on; made without SciPy.
+
+    The vector holds the powers of 1/g where g^(d+1) = g + 1, whose multiples fill the cube evenly
+    in a few dimensions (Schretter, He, Gerber, Chopin & Niederreiter 2015, "Van der Corput and
+    golden ratio sequences along the Hilbert space-filling curve").
+
+    Parameters
+    ----------
+    n_samples : int
+        Number of points n.
+    n_dims : int
+        Number of axes d.
+    seed : int
+        ≥ 0; the same seed gives the same points, and fewer points are the first of more.
+
+    Returns
+    -------
+    ndarray, shape (n, d)
+        In [0, 1).
+
+    Raises
+    ------
+    ConfigError
+        For a count below 1, more than 16,777,216 coordinates in all, or a negative seed.
+    """
+    _require_draw(n_samples, n_dims, seed)
+    root = 2.0
+    for _ in range(60):
+        root = (1.0 + root) ** (1.0 / (n_dims + 1))
+    steps = root ** -np.arange(1.0, n_dims + 1.0)
+    first = np.random.default_rng(seed).random(n_dims)
+    return _half_open((first + np.arange(1.0, n_samples + 1.0)[:, None] * steps) % 1.0)
+
+
 SAMPLERS = {"lhs": latin_hypercube_sample, "sobol": sobol_sample, "halton": halton_sample}
 """The samplers by the names that options use."""
+
+_SEQUENCES = SAMPLERS | {"kronecker": kronecker_sample}
 
 
 def scale_samples(unit: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> Floats:
@@ -189,7 +227,7 @@ def candidates(
         Bounds, ±inf where there are none; equal ones fix a parameter.
     n : int
         Number of points beside p0; 0 for p0 alone.
-    sampler : {"lhs", "sobol", "halton"}
+    sampler : {"lhs", "sobol", "halton", "kronecker"}
         How the points are spread.
     center_on_p0 : bool
         Whether finite bounds are searched around p0 only.
@@ -212,7 +250,7 @@ def candidates(
     start = np.atleast_1d(np.asarray(p0, dtype=np.float64))
     low, high = (np.broadcast_to(np.asarray(b, float), start.shape) for b in (lower, upper))
     _require_start(start, low, high)
-    if sampler not in SAMPLERS:
+    if sampler not in _SEQUENCES:
         raise ConfigError(f"sampler={sampler!r}; choose one of {', '.join(SAMPLERS)}")
     if not (np.isfinite(scale_factor) and scale_factor > 0.0):
         raise ConfigError(f"scale_factor={scale_factor!r}; a finite number > 0 is needed")
@@ -226,7 +264,7 @@ def candidates(
     if n == 0 or not free.any():
         return start[None, :].copy()
     unit = np.zeros((n, len(start)))
-    unit[:, free] = SAMPLERS[sampler](n, int(free.sum()), seed=seed)
+    unit[:, free] = _SEQUENCES[sampler](n, int(free.sum()), seed=seed)
     points = np.tile(start, (n + 1, 1))
     with np.errstate(over="ignore"):  # a width or a size beyond float64
         boxed = free & np.isfinite(high - low)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_nb.errors import StopFit
-from nlsq_nb.events import Event, StartFitted, StepDone, WarmupStepDone
+from nlsq_nb.events import Event, SecondOpinionFollowed, StartFitted, StepDone, WarmupStepDone
 
 __all__ = ["CallbackObserver"]
 
@@ -21,11 +21,11 @@ class CallbackObserver:
     callback : callable
         Receives a copy of the parameters (p,), the sse (estimated from the sample in a sampled
         warm-up and for one of several starts), and a count that rises through the short fits of
-        several starts, the warm-up and Gauss–Newton. Returning True, or raising `StopFit`, ends the
-        fit with the best point.
+        several starts, the warm-up, Gauss–Newton, and the answers that a second opinion led to.
+        Returning True, or raising `StopFit`, ends the fit with the best point.
     every : int
-        Iterations between calls; the first iteration, and where each short fit of several starts
-        ended, is always told.
+        Iterations between calls; the first iteration, where each short fit of several starts ended,
+        and what a second opinion led to, is always told.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class CallbackObserver:
 
     def __call__(self, event: Event) -> None:
         """Receive an event."""
-        if isinstance(event, StartFitted):
+        if isinstance(event, (StartFitted, SecondOpinionFollowed)):
             self._starts += 1
         elif isinstance(event, (StepDone, WarmupStepDone)):
             self._steps += 1

@@ -13,6 +13,9 @@ from nlsq_nb.events import (
     PhaseDone,
     PhaseStarted,
     RoundPlayed,
+    SecondOpinionAsked,
+    SecondOpinionFollowed,
+    SecondOpinionGiven,
     StartChosen,
     StartFitted,
     StartsDrawn,
@@ -49,6 +52,11 @@ class PhaseHistory:
         round, before the first included; fitted, a list of dicts of the short fits with candidate,
         theta, sse, iterations and reason; taken, the row that the fit began from, None as long as
         there is none; p0_sse; seconds that all of it took.
+    opinions : list of dict
+        One per second opinion that was asked for: doubts; starts and rows that were compared,
+        passes over these rows; sse, the lowest that a short fit found, an estimate where the rows
+        are a sample; lower, whether that is clearly lower than the answer's, so that the fit went
+        on there; before and after, the sse of all data then; seconds until the answer was given.
     """
 
     def __init__(self) -> None:
@@ -56,7 +64,8 @@ class PhaseHistory:
         self.current = 0
         self.started: float | None = None
         self.multistart: dict[str, Any] | None = None
-        self._begin = self._first = time.perf_counter()
+        self.opinions: list[dict[str, Any]] = []
+        self._begin = self._first = self._asked = time.perf_counter()
         self._noted: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
@@ -81,7 +90,20 @@ class PhaseHistory:
                 **event.found,
             })
         else:
+            self._note_opinion(event)
             self._note_starts(event)
+
+    def _note_opinion(self, event: Event) -> None:
+        """Keep what a second opinion said, and what became of it."""
+        if isinstance(event, SecondOpinionAsked):
+            self._asked = time.perf_counter()
+            asked = {"doubts": event.doubts, "starts": event.starts, "rows": event.n_rows}
+            self.opinions.append(asked)
+        elif isinstance(event, SecondOpinionGiven):
+            found = {"passes": event.passes, "sse": event.sse, "lower": event.lower}
+            self.opinions[-1] |= {**found, "seconds": time.perf_counter() - self._asked}
+        elif isinstance(event, SecondOpinionFollowed):
+            self.opinions[-1] |= {"before": event.before, "after": event.sse}
 
     def _note_starts(self, event: Event) -> None:
         """Keep what becomes of several starts."""

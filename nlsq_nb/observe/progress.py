@@ -17,6 +17,9 @@ from nlsq_nb.events import (
     PhaseDone,
     PhaseStarted,
     RoundPlayed,
+    SecondOpinionAsked,
+    SecondOpinionFollowed,
+    SecondOpinionGiven,
     StartChosen,
     StartFitted,
     StartsDrawn,
@@ -94,6 +97,17 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     ),
     StartChosen: lambda e: (
         f"  The fit begins from candidate {e.candidate} (cost at p0: {e.given_sse:.6e})"
+    ),
+    SecondOpinionAsked: lambda e: (
+        f"  Second opinion ({'; '.join(e.doubts) or 'as asked'}): {_counted(e.starts, 'other start')}, "
+        f"{e.n_rows} rows"
+    ),
+    SecondOpinionGiven: lambda e: (
+        f"  Second opinion: {'the fit goes on at' if e.lower else 'nothing lower, the best is'} "
+        f"cost={e.sse:.6e}"
+    ),
+    SecondOpinionFollowed: lambda e: (
+        f"  Second opinion: cost={e.before:.6e} became {e.sse:.6e}"
     ),
 }
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.errors import DataError
-from nlsq_nb.phases.state import FitState
+from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.protocols import Objective
 
-__all__ = ["on_sample", "restart", "setup"]
+__all__ = ["better", "depart", "on_sample", "restart", "setup"]
 
 Floats = NDArray[np.float64]
 
@@ -108,6 +108,65 @@ def restart(state: FitState, theta: Floats) -> FitState:
         linear=state.separable,
         signal=state.signal,
         first=theta,
+    )
+
+
+def depart(answer: FitState, theta: Floats) -> FitState:
+    """The state in which a fit that had an answer goes on elsewhere.
+
+    Parameters
+    ----------
+    answer : FitState
+        The end of phase 2.
+    theta : ndarray, shape (p,)
+        Where to go on, within the bounds.
+
+    Returns
+    -------
+    FitState
+        With the answer as its `before`, and one opinion more.
+    """
+    return replace(
+        restart(answer, theta),
+        normalizer=answer.normalizer,
+        first=answer.first,
+        first_sse=answer.first_sse,
+        warmup=answer.warmup,
+        before=replace(answer, warmup=None),
+        opinions=answer.opinions + 1,
+    )
+
+
+def better(before: FitState, after: FitState) -> FitState:
+    """Which answer a fit keeps that went on elsewhere.
+
+    Parameters
+    ----------
+    before : FitState
+        The answer that was doubted, measured on all data.
+    after : FitState
+        Where the fit ended instead, measured on the same.
+
+    Returns
+    -------
+    FitState
+        The lower one, unless it has not converged and the other has; with the trials of both, and
+        stopped where the fit was stopped.
+    """
+    assert before.sums is not None
+    assert after.sums is not None
+    assert before.stop is not None
+    assert after.stop is not None
+    lower = after.sums.sse < before.sums.sse
+    taken = lower and (after.stop.success or not before.stop.success)
+    stopped = after.stop in (StopReason.CALLBACK, StopReason.INTERRUPTED)
+    taken = lower if stopped else taken
+    chosen = replace(after, before=None) if taken else replace(before, warmup=after.warmup)
+    return replace(
+        chosen,
+        iteration=before.iteration + after.iteration,
+        stop=after.stop if stopped else chosen.stop,
+        opinions=after.opinions,
     )
 
 

@@ -178,6 +178,10 @@ class FitState:
         The sse at p0; once, by the first pass.
     warmup : WarmupState or None
         Every step of the warm-up; None before it and where it was skipped.
+    before : FitState or None
+        The answer that a second opinion led away from; while the fit goes on elsewhere.
+    opinions : int
+        Times that a second opinion led elsewhere; when one does.
     """
 
     theta: Floats
@@ -201,3 +205,5 @@ class FitState:
     first: Floats | None = None
     first_sse: float = float("inf")
     warmup: WarmupState | None = None
+    before: FitState | None = None
+    opinions: int = 0

@@ -173,7 +173,7 @@ VALID = {
     "separable": ["auto", True, False],
     "warmup_sample_size": ["auto", 1, 10**6],
     "covariance_method": ["auto", "normal"],
-    "second_opinion": ["auto", False],
+    "second_opinion": ["auto", True, False],
     "n_threads": [None, 1, 64],
     "random_seed": [0, 2**40],
 }
@@ -184,7 +184,6 @@ UNSUPPORTED = {
     "lr_schedule_decay_steps": [1, 449],
     "lr_schedule_end_value": [1e-3],
     "covariance_method": ["qr"],
-    "second_opinion": [True],
 }
 DEFAULTS = {
     "normalize": True,

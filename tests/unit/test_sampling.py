@@ -14,6 +14,7 @@ from nlsq_nb.core.sampling import (
     SAMPLERS,
     candidates,
     halton_sample,
+    kronecker_sample,
     latin_hypercube_sample,
     scale_samples,
     sobol_sample,
@@ -48,9 +49,19 @@ def test_latin_hypercube_has_one_point_in_each_slice(n, d, seed):
     assert (np.sort(slices, axis=0) == np.arange(n)[:, None]).all()
 
 
-@pytest.mark.parametrize("sampler", [sobol_sample, halton_sample])
+@pytest.mark.parametrize("sampler", [sobol_sample, halton_sample, kronecker_sample])
 def test_sequences_go_on_where_shorter_ones_end(sampler):
     assert np.array_equal(sampler(33, 3, seed=4)[:7], sampler(7, 3, seed=4))
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 12])
+def test_multiples_of_an_irrational_vector_fill_the_cube(d):
+    points = kronecker_sample(512, d, seed=3)
+    assert points.shape == (512, d)
+    assert ((points >= 0.0) & (points < 1.0)).all()
+    for column in points.T:  # every axis more evenly than by chance
+        assert np.abs(np.sort(column) - (np.arange(512) + 0.5) / 512).max() < 0.02
+    assert not np.array_equal(points, kronecker_sample(512, d, seed=4))
 
 
 def test_sobol_is_balanced_in_powers_of_two():

@@ -1,14 +1,58 @@
-"""The two iterative phases of a compiled small fit behind one call."""
+"""The two iterative phases of a compiled small fit, and a look at many starts, behind one call."""
 
 from __future__ import annotations
 
-from nlsq_nb.backends.small.layout import BROKEN, GAUSS_NEWTON, GIVEN_SIGNAL, SIGNAL, SSE
+import math
+
+from nlsq_nb.backends.small.algebra import relax
+from nlsq_nb.backends.small.layout import (
+    BROKEN,
+    CHANGE,
+    GAUSS_NEWTON,
+    GIVEN_SIGNAL,
+    LINES,
+    LOG,
+    ONE,
+    PLACE,
+    SCREENING,
+    SIGNAL,
+    SSE,
+    TOLD,
+    WIDTH,
+    M,
+    P,
+    Y,
+)
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.newton import GAVE_UP, SILENT, newton
-from nlsq_nb.backends.small.points import enter
-from nlsq_nb.backends.small.warmup import warmup
+from nlsq_nb.backends.small.points import clear, enter, go, measure
+from nlsq_nb.backends.small.warmup import is_trusted, warmup
 
 __all__ = ["run"]
+
+
+@native
+def reduced_sse(task: Ints, w: Floats, at: int) -> float:
+    """The sse of a point with its linear parameters at their best, unless bounds or rounding forbid these."""
+    m, sse, change = task[M], measure(task, w, at), at + task[CHANGE]
+    if m == 0 or math.isinf(sse) or not is_trusted(task, w, at):
+        return sse
+    clear(task, w, at)
+    gain = relax(task, w, at, m, at + task[Y], change)
+    return max(sse - gain, 0.0) if go(task, w, at, change, 1.0, task[PLACE]) else sse
+
+
+@native
+def screen(task: Ints, w: Floats) -> int:
+    """The reduced sse of every start: they are in the log, where other phases have θ."""
+    one, p = int(task[ONE]), int(task[P])
+    for k in range(task[LINES]):
+        line = task[LOG] + k * (WIDTH + p)
+        for i in range(p):
+            w[one + i] = w[line + WIDTH + i]
+        w[line] = reduced_sse(task, w, one)
+    w[TOLD] = task[LINES]
+    return 0 if w[BROKEN] > 0.0 else 1
 
 
 @native
@@ -28,10 +72,12 @@ def run(phase: int, task: Ints, w: Floats) -> int:
     Returns
     -------
     int
-        The phase's stop, by its number in the module of the phase; 0 where it gave up.
+        The phase's stop, by its number in the module of the phase, 1 for a look at starts; 0 where it gave up.
     """
     if not enter(task, w):
         return GAVE_UP
     w[SIGNAL] = w[GIVEN_SIGNAL] if w[GIVEN_SIGNAL] > 0.0 else SILENT * w[SSE]
+    if phase == SCREENING:
+        return screen(task, w)
     stop = newton(task, w) if phase == GAUSS_NEWTON else warmup(task, w)
     return GAVE_UP if w[BROKEN] > 0.0 else stop

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.layout import sums_size
 
-__all__ = ["GAUSS_NEWTON", "LBFGS", "RESULTS", "SETTINGS", "WIDTH", "Layout", "layout"]
+__all__ = ["GAUSS_NEWTON", "LBFGS", "RESULTS", "SCREENING", "SETTINGS", "WIDTH", "Layout", "layout"]
 
-LBFGS, GAUSS_NEWTON = 1, 2
-"""The phases."""
+LBFGS, GAUSS_NEWTON, SCREENING = 1, 2, 3
+"""The phases, and a look at many starts."""
 
 # --- task ---
 (
@@ -135,7 +135,8 @@ SETTINGS = RESULTS
 
 WIDTH = 6
 """Numbers of a line of the log before θ: in phase 1 step, loss, norms of gradient and step, length that
-was clipped, and what happened; in phase 2 trial, sse, norm of the gradient, reduction, Δ in z, accepted."""
+was clipped, and what happened; in phase 2 trial, sse, norm of the gradient, reduction, Δ in z, accepted; of a start
+its sse."""
 
 
 @dataclass(frozen=True, slots=True)

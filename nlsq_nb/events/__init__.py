@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from nlsq_nb.events.base import Event
+from nlsq_nb.events.starts import (
+    RoundPlayed,
+    SecondOpinionAsked,
+    SecondOpinionFollowed,
+    SecondOpinionGiven,
+    StartChosen,
+    StartFitted,
+    StartsDrawn,
+)
 
 __all__ = [
     "CostGuardTripped",
@@ -18,6 +26,9 @@ __all__ = [
     "PhaseDone",
     "PhaseStarted",
     "RoundPlayed",
+    "SecondOpinionAsked",
+    "SecondOpinionFollowed",
+    "SecondOpinionGiven",
     "StartChosen",
     "StartFitted",
     "StartsDrawn",
@@ -29,11 +40,6 @@ __all__ = [
     "WarmupStarted",
     "WarmupStepDone",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Base of all events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,87 +291,3 @@ class WarmupStepDone(Event):
     grad_norm: float
     step_norm: float
     theta: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartsDrawn(Event):
-    """Several starts are about to compete.
-
-    Attributes
-    ----------
-    points : ndarray, shape (n, p)
-        The candidates, physical units; row 0 is p0.
-    rounds : int
-        Largest number of rounds.
-    """
-
-    points: NDArray[np.float64]
-    rounds: int
-
-
-@dataclass(frozen=True, slots=True)
-class RoundPlayed(Event):
-    """A round of the tournament is over.
-
-    Attributes
-    ----------
-    number, limit : int
-        Counts rounds from 1, and the largest number of them.
-    best : int
-        Candidate that leads, as a row of the points drawn.
-    losses : ndarray, shape (n,)
-        Mean loss of each candidate so far; inf where it is not finite.
-    survivors : tuple of int
-        Candidates that are left, in rising order.
-    """
-
-    number: int
-    limit: int
-    best: int
-    losses: NDArray[np.float64]
-    survivors: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartFitted(Event):
-    """A short fit from one of the best starts has ended.
-
-    Attributes
-    ----------
-    number, limit : int
-        Counts short fits from 1, and how many there are.
-    candidate : int
-        The start.
-    sse : float
-        Where it ended; an estimate for all data when they are sampled, inf where there is none.
-    iterations : int
-        Trials of the short fit.
-    reason : str
-        Why it ended.
-    theta : tuple of float
-        Where it ended, physical units.
-    """
-
-    number: int
-    limit: int
-    candidate: int
-    sse: float
-    iterations: int
-    reason: str
-    theta: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartChosen(Event):
-    """The fit begins where the short fit from a start ended.
-
-    Attributes
-    ----------
-    candidate : int
-        The start; 0 is p0.
-    given_sse : float
-        Σ w r² of all data at p0; inf where the model is not finite.
-    """
-
-    candidate: int
-    given_sse: float

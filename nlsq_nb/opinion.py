@@ -1,0 +1,207 @@
+"""A second opinion: whether another start leads to a clearly lower optimum than the one that was found.
+
+A local minimum passes every test of convergence. What gives it away is what it leaves: residuals
+that go on from row to row, or most of the spread of y. Where there is such a sign, starts from all
+over are tried on some of the rows: many by their sse with the linear parameters at their best, the
+best of them and p0 by short fits. Where one ends lower than chance allows, the fit goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.codegen.evaluate import evaluate
+from nlsq_nb.compiled import is_eligible, screen
+from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.elsewhere import Ground, common_part, rivals
+from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
+from nlsq_nb.objective import DataObjective
+from nlsq_nb.phases.setup import depart, restart
+from nlsq_nb.phases.state import FitState, StopReason
+from nlsq_nb.plan import check_rows, is_matrix_free, newton_phase
+from nlsq_nb.problem import Problem
+from nlsq_nb.protocols import Backend, Observer
+from nlsq_nb.starts import reduced_sse, short_fit
+
+__all__ = ["second_opinion"]
+
+Floats = NDArray[np.float64]
+_MOST = 3  # times that a fit asks, each after the one before led to something lower
+_STARTS, _FITS, _STEPS = 64, 6, 30
+_FEWER_STARTS, _FEWER_FITS = 24, 3  # where every step takes Python
+_LARGEST = 64  # parameters beyond which such steps are too dear
+_CHANCE = 11.3  # the 99 % point of χ² with three degrees of freedom
+_WEAK = 0.5  # share of the spread of y that is left where nothing much is explained
+_FEW, _POOR = 10, 0.01  # the same where there are so few degrees of freedom that no pattern shows
+_EXACT = 1e-20  # share of Σ w y² that is rounding
+_APART = 0.05  # relative distance of starts that are both tried
+_LOWER = 1e-6  # relative reduction of the sse that means another optimum
+_CLEARLY = 25.0  # what the same must be on a sample, in variances of the residuals
+_DOUBTFUL = {
+    StopReason.PARTLY_FLAT: "the model does not change with every parameter",
+    StopReason.FLAT: "the model does not change with any parameter",
+    StopReason.STALLED: "the fit stalled",
+    StopReason.MAX_ITERATIONS: "the fit did not converge",
+}
+
+
+def second_opinion(
+    problem: Problem,
+    options: Groups,
+    backend: Backend,
+    state: FitState,
+    objective: DataObjective,
+    spread: float,
+    emit: Observer,
+) -> FitState | None:
+    """Look for a lower optimum.
+
+    Parameters
+    ----------
+    problem : Problem
+        Model, rows and bounds.
+    options : Groups
+        Validated options.
+    backend : Backend
+        Where sums are computed.
+    state : FitState
+        The answer, measured on all data.
+    objective : DataObjective
+        Over all rows.
+    spread : float
+        Σ w (y − mean)² of all data.
+    emit : callable
+        Is told when there is a doubt, and what came of it.
+
+    Returns
+    -------
+    FitState or None
+        Where the fit goes on, the answer being its `before`; None where the answer stands.
+    """
+    linear = np.array([name in problem.model.linear_params for name in problem.model.params])
+    if not _may_ask(options, state) or not (state.free & ~linear).any():  # else there is one optimum
+        return None
+    part = check_rows(problem, options, backend, objective)
+    # linear parameters are at their best in every comparison, however the fit itself treats them
+    share = part.weight / objective.weight
+    asked = replace(state, separable=linear & state.free, signal=state.signal * share)
+    columns, residuals = _sorted_rows(problem, part, state.theta)
+    doubts = tuple(_doubts(state, residuals, spread))
+    if not doubts and options.checks.second_opinion == "auto":
+        return None
+    native = part.resident() is not None and is_eligible(newton_phase(options, len(state.theta)), asked)
+    n_starts, n_fits = (_STARTS, _FITS) if native else (_FEWER_STARTS, _FEWER_FITS)
+    emit(SecondOpinionAsked(doubts, n_starts, part.source.n_rows))
+    ground = Ground(
+        columns, residuals.sum(axis=0), problem.p0, state.theta, state.lower, state.upper,
+        asked.free & ~asked.separable,
+    )
+    starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
+    before = part.passes
+    best = _best(options, asked, part, starts, n_fits)
+    lower = best is not None and _is_lower(options, asked, part, best)
+    sse = math.inf if best is None else _sse(best) * (objective.weight / part.weight)
+    emit(SecondOpinionGiven(sse, lower, part.passes - before))
+    return depart(state, best.theta) if best is not None and lower else None
+
+
+def _may_ask(options: Groups, state: FitState) -> bool:
+    """Whether a second opinion is wanted and possible."""
+    wanted, p = options.checks.second_opinion, len(state.theta)
+    if wanted is False or state.opinions >= _MOST or not isinstance(state.stop, StopReason):
+        return False
+    if is_matrix_free(options, p) or p > _LARGEST:
+        return False
+    if state.stop is StopReason.MAX_ITERATIONS:  # who allows fewer trials wants no more
+        return options.gauss_newton.max_iterations >= _STEPS
+    return state.stop.success or state.stop in _DOUBTFUL
+
+
+def _doubts(state: FitState, residuals: Floats, spread: float) -> Iterator[str]:
+    """What speaks against an answer."""
+    assert state.sums is not None
+    assert isinstance(state.stop, StopReason)
+    sse, dof = state.sums.sse, residuals.size - int(state.free.sum())
+    if state.stop in _DOUBTFUL:
+        yield _DOUBTFUL[state.stop]
+    if sse <= _EXACT * state.signal:
+        return
+    if sse > _WEAK * spread:
+        yield "little of the spread of y is explained"
+    elif dof < _FEW and sse > _POOR * spread:
+        yield "few residuals, and they are not small"
+    if max(common_part(r) for r in residuals) > _CHANCE:
+        yield "the residuals show a pattern"
+
+
+def _sorted_rows(problem: Problem, part: DataObjective, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
+    """Columns of x, and √w (y − f) by outputs, of the rows that are looked at, in the order of x."""
+    columns, found = [], []
+    for chunk in part.source.chunks():
+        x = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
+        r = np.stack(chunk.y) - evaluate(problem.model.program, "values", x, theta)
+        columns.append(x)
+        found.append(r if chunk.w is None else np.sqrt(np.stack(chunk.w)) * r)
+    x = tuple(np.concatenate(pieces) for pieces in zip(*columns, strict=True))
+    residuals = np.concatenate(found, axis=1)
+    if not (x[0][1:] > x[0][:-1]).all():
+        order = np.lexsort(x[::-1])
+        x, residuals = tuple(c[order] for c in x), residuals[:, order]
+    return x, residuals
+
+
+def _best(
+    options: Groups, asked: FitState, part: DataObjective, starts: Floats, n_fits: int
+) -> FitState | None:
+    """Where the lowest of the short fits ended."""
+    found = screen(asked, part, starts)
+    if found is None:
+        ridge = options.gauss_newton.ridge
+        found = np.array([reduced_sse(asked, part, start, ridge) for start in starts])
+    ends = [
+        short_fit(restart(asked, starts[row]), options, part, _STEPS)
+        for row in _chosen(asked, starts, found, n_fits)
+    ]
+    good = [end for end in ends if end.sums is not None and end.sums.is_finite]
+    return min(good, key=_sse, default=None)
+
+
+def _chosen(asked: FitState, starts: Floats, sse: Floats, count: int) -> list[int]:
+    """p0, and the starts of lowest sse that are neither near each other nor near the answer."""
+    moves = asked.free & ~asked.separable
+    points = starts[:, moves]
+    near = _is_near(points, asked.theta[moves]) | _is_near(points, points[0]) | ~np.isfinite(sse)
+    chosen = [0]
+    for row in np.argsort(sse, kind="stable").tolist():
+        if not near[row]:
+            chosen.append(row)
+            if len(chosen) > count:
+                break
+            near |= _is_near(points, points[row])
+    return chosen
+
+
+def _is_near(points: Floats, other: Floats) -> NDArray[np.bool_]:
+    """Which points differ from another one in no parameter by much."""
+    apart = np.abs(points - other) > _APART * (np.abs(points) + np.abs(other))
+    return np.asarray(~apart.any(axis=1))
+
+
+def _is_lower(options: Groups, asked: FitState, part: DataObjective, best: FitState) -> bool:
+    """Whether what was found is lower than the answer by more than rounding, and on a sample than chance."""
+    assert asked.sums is not None
+    if part.source.n_rows == asked.sums.n_rows:
+        return _sse(best) < _sse(asked) * (1.0 - _LOWER)
+    # the answer is at its best on all rows, so it has to be fitted to these ones too
+    here = short_fit(replace(restart(asked, asked.theta), sums=None), options, part, _STEPS)
+    dof = max(part.source.n_rows - int(asked.free.sum()), 1)
+    return _sse(here) - _sse(best) > _CLEARLY * _sse(best) / dof
+
+
+def _sse(state: FitState) -> float:
+    return math.inf if state.sums is None else state.sums.sse
