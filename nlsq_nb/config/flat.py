@@ -178,8 +178,7 @@ class HybridStreamingConfig(Named):
     covariance_method : {"auto", "normal", "qr"}
         From which factorisation the covariance comes; "qr" is not in this version.
     second_opinion : bool or "auto"
-        Whether other starts are tried on some of the rows once the fit has converged; auto: where
-        residuals show a pattern or explain little, or no test of convergence was passed.
+        Whether other starts are tried after the fit; auto: where residuals or the stop raise a doubt.
     n_threads : int, optional
         Threads; the cores available by default. Any number gives the same bits.
     random_seed : int

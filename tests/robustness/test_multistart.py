@@ -16,7 +16,7 @@ Y = 2.0 * np.sin(3.0 * X + 0.4) + np.random.default_rng(3).normal(0.0, 0.2, X.si
 WAVE = Model("a*sin(w*x + phi)")
 BOUNDS = ([0.0, 0.0, -np.pi], [10.0, 10.0, np.pi])
 POOR, GOOD = [1.0, 1.0, 0.0], [1.9, 2.99, 0.43]
-SEVERAL = {"enable_multistart": True, "n_starts": 8}
+SEVERAL = {"enable_multistart": True, "n_starts": 8, "second_opinion": False}
 KINDS = {"all rows": {}, "a sample": {"warmup_sample_size": 200}, "all parameters": {"separable": False}}
 
 
