@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from nlsq_nb.arguments import FitCall, read_data
 from nlsq_nb.backends import get_backend
 from nlsq_nb.config.flat import HybridStreamingConfig, config_from
+from nlsq_nb.direct import fit_directly
 from nlsq_nb.errors import UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.models.opaque import JacobianRule
@@ -143,7 +144,15 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         close(problem.source)
         raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
     warms_up = method not in {"lm", "trf"}
-    result = Fit(options, where, problem, callback=callback, warms_up=warms_up).run()
+    result, stopped = None, False
+    if callback is None:
+        try:
+            result = fit_directly(problem, options, where, warms_up=warms_up)
+        except KeyboardInterrupt:  # native code ends first; what is known is where the fit begins
+            stopped = True
+    if result is None:
+        fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
+        result = fit.run(stopped=stopped)
     if not full_output:
         return result
     assert isinstance(problem.source, ArraySource)

@@ -29,7 +29,9 @@ def rows_of(ydata: Any) -> int:
 
 def values_in(p0: Any) -> int | None:
     """How many values a start has; None without one."""
-    return None if p0 is None else int(np.size(p0)) if not isinstance(p0, Mapping) else len(p0)
+    if p0 is None:
+        return None
+    return len(p0) if isinstance(p0, (Mapping, list, tuple)) else int(np.size(p0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,8 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
     if bounds is None:
         bounds = (-np.inf, np.inf)
     p, names = model.n_params, model.params
+    if type(bounds) is tuple and bounds == (-np.inf, np.inf):
+        return np.full(p, -np.inf), np.full(p, np.inf)
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = (bounds.lb, bounds.ub)
     if isinstance(bounds, Mapping):

@@ -7,117 +7,46 @@ native text; here a state becomes its arrays, and these become a state and event
 
 from __future__ import annotations
 
-import ctypes
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.small import compiled_run
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.core.chunk import Resident
-from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.events import (
-    CostGuardTripped,
-    Event,
-    HistoryFilled,
-    LineSearchFailed,
-    StepClipped,
-    StepDone,
-    StepModeChosen,
-    StepsClipped,
-    WarmStartDetected,
-    WarmupStarted,
-    WarmupStepDone,
-)
+from nlsq_nb.events import Event, StepDone
+from nlsq_nb.native_run import NativeRun
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.gauss_newton import GaussNewton
-from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupState, WarmupStop
+from nlsq_nb.phases.state import FitState, WarmupState, WarmupStop
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.protocols import Phase
+from nlsq_nb.retold import MODES, counted, told
 
-__all__ = ["LARGEST", "advance", "is_eligible", "screen"]
+__all__ = [
+    "LARGEST",
+    "LEFT_OUT",
+    "OFF",
+    "advance",
+    "is_eligible",
+    "is_plain",
+    "screen",
+    "warmup_asked",
+    "warmup_settings",
+]
 
 LARGEST = 16
 """Parameters up to which native code is faster: it has no blocked algebra."""
 
 _LONGEST = 10_000  # steps; the log has a line for each
-_OFF = -1.0
+OFF = -1.0  # a layer of the warm-up
 Floats = NDArray[np.float64]
 _UNUSED = (0.0,) * (at.FIRST_STEPS + 4 - at.WEIGHT + 1)  # settings of phase 1 alone
-# by the numbers that the native text gives them; 0 is to give up
-_NEWTON_STOPS = (
-    None,
-    StopReason.RELATIVE_OFFSET,
-    StopReason.ROUNDING,
-    StopReason.EXACT_FIT,
-    StopReason.MAX_ITERATIONS,
-    StopReason.STALLED,
-)
-_WARMUP_STOPS = (
-    None,
-    WarmupStop.WARM_START,
-    WarmupStop.PLATEAU,
-    WarmupStop.GRADIENT,
-    WarmupStop.MAX_ITERATIONS,
-    WarmupStop.COST_GUARD,
-    WarmupStop.NO_STEP,
-    WarmupStop.ROUNDING,
-    WarmupStop.NOT_ASKED,
-    WarmupStop.NOTHING_NONLINEAR,
-)
-_LEFT_OUT = (WarmupStop.WARM_START, WarmupStop.NOT_ASKED, WarmupStop.NOTHING_NONLINEAR)
-_MODES = ("refinement", "careful", "exploration", "fixed")
-_FILLED, _UNTOLD = 1.0, 4.0  # what happened in a step of the warm-up
-_DIRECTIONS = {2.0: "steepest-descent", 3.0: "L-BFGS"}  # along which it found nothing
+LEFT_OUT = (WarmupStop.WARM_START, WarmupStop.NOT_ASKED, WarmupStop.NOTHING_NONLINEAR)
 
 Found = tuple[FitState, list[Event], int]
 """The last state, what happened, and the passes."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One call of the native text.
-
-    Attributes
-    ----------
-    shape : Layout
-        Where everything is in `w`.
-    w : ndarray
-        The numbers of the call.
-    n_rows : int
-        Rows of the data.
-    stop : int
-        How the phase ended, 0 where it gave up.
-    found : list of float
-        What it found.
-    """
-
-    shape: at.Layout
-    w: NDArray[np.float64]
-    n_rows: int
-    stop: int
-    found: list[float]
-
-    def point(self, place: int, loss: float = math.inf) -> WarmupPoint:
-        """A record."""
-        p, sums, size = self.shape.n_params, self.shape.sums, self.shape.n_sums
-        part = self.w[place : place + sums + 2 * size].copy()
-        return WarmupPoint(
-            theta=part[:p],
-            sums=NormalSums(self.n_rows, p, 2, part[sums : sums + size], part[sums + size :]),
-            change=part[p : 2 * p],
-            loss=loss,
-            gradient=part[2 * p : 3 * p],
-        )
-
-    def log(self) -> NDArray[np.float64]:
-        """The log, a row for every step."""
-        width = at.WIDTH + self.shape.n_params
-        begin, count = self.shape.log, int(self.found[at.TOLD])
-        return self.w[begin : begin + count * width].reshape(count, width)
 
 
 def advance(
@@ -179,9 +108,14 @@ def screen(state: FitState, objective: DataObjective, starts: Floats) -> Floats 
     if rows is None:
         return None
     settings = (0.0, 0.0, state.signal, *_UNUSED)
-    run = _run(at.SCREENING, state, rows, settings, (len(starts),), starts=starts)
+    run = NativeRun(state, rows, settings, (len(starts),))
+    log = run.log(len(starts))
+    log[:, at.WIDTH :] = starts
+    run.go(at.SCREENING)
+    if not run.stop:
+        return None
     objective.passes += int(run.found[at.PASSES])
-    return run.log()[:, 0].copy() if run.stop else None
+    return log[:, 0].copy()
 
 
 def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
@@ -202,49 +136,17 @@ def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
     """
     if not _is_small(state):
         return False
-    return isinstance(phase, GaussNewton) or (isinstance(phase, Warmup) and _is_plain(phase))
+    return isinstance(phase, GaussNewton) or (isinstance(phase, Warmup) and is_plain(phase))
 
 
 def _is_small(state: FitState) -> bool:
     return len(state.theta) <= LARGEST and False not in state.free.tolist()
 
 
-def _is_plain(phase: Warmup) -> bool:
+def is_plain(phase: Warmup) -> bool:
+    """Whether native code knows all that is asked of a warm-up."""
     usual = phase.line_search == "wolfe" and phase.order == 2
     return usual and phase.variance > 0.0 and phase.switching.ceiling <= _LONGEST
-
-
-def _run(
-    phase: int,
-    state: FitState,
-    rows: Resident,
-    settings: tuple[float, ...],
-    asked: tuple[int, ...],
-    memory: int = 0,
-    starts: Floats | None = None,
-) -> _Run:
-    """Fill the arrays and run a phase; `asked` begins with the lines of the log, where `starts` go."""
-    shape = at.layout(state.separable.tobytes(), len(rows.columns), memory, asked[0])
-    space = shape.space()
-    w = np.frombuffer(space, np.float64, shape.size)
-    task = np.frombuffer(space, np.int64, offset=w.nbytes)
-    task[:] = shape.task
-    first = state.theta if state.first is None else state.first
-    box = (state.lower, state.upper, state.normalizer.scales, first, state.theta)
-    np.concatenate((settings, *box), out=w[at.SETTINGS : shape.one + shape.n_params])
-    sums, given = state.sums, False
-    if sums is not None and sums.order == 2:
-        given, begin, size = True, shape.one + shape.sums, shape.n_sums
-        w[begin : begin + size], w[begin + size : begin + 2 * size] = sums.high, sums.low
-    bounded = max(state.lower.tolist()) > -math.inf or min(state.upper.tolist()) < math.inf
-    task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
-    task[-len(rows.columns) :] = rows.columns
-    if starts is not None:
-        w[shape.log :].reshape(len(starts), at.WIDTH + shape.n_params)[:, at.WIDTH :] = starts
-    entry = compiled_run()
-    place = ctypes.addressof(space)
-    stop = 0 if entry is None else entry.call(phase, place + w.nbytes, place)
-    return _Run(shape, w, rows.n_rows, stop, w[: at.RESULTS].tolist())
 
 
 # --- phase 2 ---
@@ -255,8 +157,10 @@ def _newton(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> 
     if tell and limit > _LONGEST:
         return None
     settings = (phase.tol, phase.initial_radius, state.signal, *_UNUSED)
-    run = _run(at.GAUSS_NEWTON, state, rows, settings, (limit if tell else 0, limit))
-    if not run.stop:
+    run = NativeRun(state, rows, settings, (limit if tell else 0, limit))
+    run.go(at.GAUSS_NEWTON)
+    stop = run.newton_stop
+    if stop is None:
         return None
     found, point, scale = run.found, run.point(run.shape.one), run.shape.scale
     state = replace(
@@ -270,11 +174,11 @@ def _newton(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> 
         radius=found[at.RADIUS],
         iteration=int(found[at.STEPS]),
         offset=found[at.OFFSET],
-        stop=_NEWTON_STOPS[run.stop],
+        stop=stop,
     )
     events: list[Event] = [
         StepDone(int(k), limit, sse, norm, reduction, reach, bool(accepted), tuple(theta))
-        for k, sse, norm, reduction, reach, accepted, *theta in run.log().tolist()
+        for k, sse, norm, reduction, reach, accepted, *theta in run.log(int(found[at.TOLD])).tolist()
     ]
     return state, events, int(found[at.PASSES])
 
@@ -285,15 +189,17 @@ def _newton(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> 
 def _warmup(
     phase: Warmup, state: FitState, rows: Resident, weight: float, tell: bool
 ) -> Found | None:
-    asked = _asked(phase)
-    run = _run(at.LBFGS, state, rows, _settings(phase, state, weight), asked, phase.memory)
-    if not run.stop:
+    asked = warmup_asked(phase)
+    run = NativeRun(state, rows, warmup_settings(phase, state.signal, state.first_sse, weight), asked, phase.memory)
+    run.go(at.LBFGS)
+    stop = run.warmup_stop
+    if stop is None:
         return None
-    stop, found = _WARMUP_STOPS[run.stop], run.found
-    relative, mode = found[at.RELATIVE], _MODES[int(found[at.MODE])]
+    found = run.found
+    relative, mode = found[at.RELATIVE], MODES[int(found[at.MODE])]
     guarded, least = phase.defense.cost_tolerance is not None, found[at.LEAST]
     end, warmup = run.point(run.shape.one, least if guarded else found[at.LOSS]), None
-    if stop not in _LEFT_OUT:
+    if stop not in LEFT_OUT:
         best = end if guarded else run.point(run.shape.best, least)
         warmup = WarmupState(
             relative_loss=relative,
@@ -314,33 +220,45 @@ def _warmup(
         stop=stop,
         warmup=warmup,
     )
-    events: list[Event] = [WarmupStarted()]
-    if stop is WarmupStop.WARM_START:
-        events.append(WarmStartDetected(relative, phase.defense.warm_start or 0.0))
-    else:
-        events.append(StepModeChosen(mode, relative))
-        tolerance = phase.defense.cost_tolerance or 0.0
-        guard = CostGuardTripped(found[at.RISE], tolerance, int(found[at.STEPS]))
-        last: list[Event] = [guard] if stop is WarmupStop.COST_GUARD else []
-        events += _told(phase, run, weight, last) if tell else _counted(phase, run, last)
+    log = run.log(int(found[at.TOLD]))
+    events = list(told(phase, stop, found, log, weight) if tell else counted(phase, stop, found, log[:, 4:6]))
     return state, events, int(found[at.PASSES])
 
 
-def _settings(phase: Warmup, state: FitState, weight: float) -> tuple[float, ...]:
-    """What `layout` has from SETTINGS on; the first two are for phase 2."""
+def warmup_settings(
+    phase: Warmup, signal: float, first_sse: float, weight: float
+) -> tuple[float, ...]:
+    """What `layout` has from SETTINGS to the bounds; the first two are for phase 2.
+
+    Parameters
+    ----------
+    phase : Warmup
+        What is to be run.
+    signal : float
+        Σ w y² of the rows.
+    first_sse : float
+        The sse at p0; inf where it is not known.
+    weight : float
+        Σ w of the rows.
+
+    Returns
+    -------
+    tuple of float
+        For `NativeRun`.
+    """
     defense, sizes = phase.defense, phase.defense.sizes
     return (
         0.0,
         0.0,
-        state.signal,
-        state.first_sse,
+        signal,
+        first_sse,
         weight,
         phase.unit,
         phase.variance,
-        _OFF if defense.warm_start is None else defense.warm_start,
+        OFF if defense.warm_start is None else defense.warm_start,
         math.inf if defense.max_step is None else defense.max_step,
         math.inf if phase.gradient_clip is None else phase.gradient_clip,
-        _OFF if defense.cost_tolerance is None else defense.cost_tolerance,
+        OFF if defense.cost_tolerance is None else defense.cost_tolerance,
         phase.switching.plateau,
         phase.switching.gradient,
         sizes.refinement,
@@ -350,46 +268,19 @@ def _settings(phase: Warmup, state: FitState, weight: float) -> tuple[float, ...
     )
 
 
-def _asked(phase: Warmup) -> tuple[int, ...]:
-    """What `layout` has from LINES on."""
+def warmup_asked(phase: Warmup) -> tuple[int, ...]:
+    """What `layout` has from LINES on, for phase 1.
+
+    Parameters
+    ----------
+    phase : Warmup
+        What is to be run.
+
+    Returns
+    -------
+    tuple of int
+        For `NativeRun`.
+    """
     s = phase.switching
     criteria = ("plateau" in s.criteria, "gradient" in s.criteria)
     return (s.ceiling, s.ceiling, s.limit, s.early, *criteria, phase.defense.adapts_step)
-
-
-def _counted(phase: Warmup, run: _Run, last: list[Event]) -> Iterator[Event]:
-    """What telemetry counts, clipped steps many at a time."""
-    clipped, happened = run.log()[:, 4:6].T.tolist()
-    notes = [(k, event) for k, what in enumerate(happened, 1) if what for event in _noted(k, what)]
-    begin, longest = 0, phase.defense.max_step or math.inf
-    for k, event in (*notes, (len(clipped), None)):  # in their order
-        if clips := tuple(filter(None, clipped[begin:k])):
-            yield StepsClipped(clips, longest)
-        if event is not None:
-            yield event
-        begin = k
-    yield from last
-
-
-def _told(phase: Warmup, run: _Run, weight: float, last: list[Event]) -> Iterator[Event]:
-    """What happened in every step."""
-    limit, longest = phase.switching.ceiling, phase.defense.max_step or math.inf
-    lines = run.log().tolist()
-    for k, loss, norm, length, clipped, happened, *theta in lines:
-        if clipped:
-            yield StepClipped(clipped, longest)
-        yield from _noted(int(k), happened)
-        if k == len(lines):
-            yield from last
-        if happened != _UNTOLD:
-            sse = loss * phase.unit * weight
-            yield WarmupStepDone(int(k), limit, sse, norm * phase.unit, length, tuple(theta))
-
-
-def _noted(step: int, happened: float) -> list[Event]:
-    """What happened in a step beside its being clipped."""
-    if happened == _FILLED:
-        return [HistoryFilled(step)]
-    if happened in _DIRECTIONS:
-        return [LineSearchFailed(step, f"no decrease of the loss along the {_DIRECTIONS[happened]} direction")]
-    return []

@@ -12,7 +12,10 @@ __all__ = ["DerivedValues"]
 
 Floats = NDArray[np.float64]
 # computed when asked for; fun too, but that needs a pass over the data
-_DERIVED = ("x", "perr", "cost", "chi2", "reduced_chi2", "r_squared", "aic", "bic", "correlation", "params")
+_DERIVED = (
+    *("streaming_diagnostics", "x", "perr", "cost", "chi2", "reduced_chi2"),
+    *("r_squared", "aic", "bic", "correlation", "params"),
+)
 
 
 class DerivedValues:

@@ -11,22 +11,25 @@ import numpy as np
 
 from nlsq_nb.compiled import advance
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.errors import ConfigError, DataError, StopFit
+from nlsq_nb.errors import StopFit
 from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted, SecondOpinionFollowed
+from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.multistart import best_start
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.callback import CallbackObserver
 from nlsq_nb.observe.checkpoint import CheckpointWriter
+from nlsq_nb.observe.history import NAMES
 from nlsq_nb.observe.progress import ProgressLog
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
 from nlsq_nb.opinion import second_opinion
-from nlsq_nb.outcome import named, result_of, warn_of
+from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
+from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.finalize import Outcome, finalize
-from nlsq_nb.phases.setup import better, restart, setup
+from nlsq_nb.phases.setup import better, restart
 from nlsq_nb.phases.state import FitState, StopReason
-from nlsq_nb.plan import is_matrix_free, newton_phase, objective_over, penalty_of, warmup_phase
+from nlsq_nb.plan import newton_phase, objective_over, penalty_of, warmup_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase
 from nlsq_nb.record import FitRecord
@@ -34,7 +37,6 @@ from nlsq_nb.result import FitResult
 from nlsq_nb.resuming import WatchedPhase, beside, resume, writer_for
 from nlsq_nb.sampled import advance_on_sample
 from nlsq_nb.scan import DataSummary, require_rowwise, summarize
-from nlsq_nb.sources.retrying import RetryingSource
 
 __all__ = ["Fit"]
 
@@ -94,14 +96,8 @@ class Fit:
         callback: Callable[..., Any] | None = None,
         warms_up: bool = True,
     ) -> None:
-        faults, report = options.faults, options.report
-        # every reader of the data shares what had to be left out of them
-        source = RetryingSource(
-            problem.source,
-            retries=faults.retries if faults.tolerant else 0,
-            min_success=faults.min_success if faults.tolerant else 1.0,
-            release_every=options.data.release_every,
-        )
+        report = options.report
+        source = retrying(problem.source, options)  # every reader shares what had to be left out
         self._options, self._backend = options, backend
         self._problem, self._source = replace(problem, source=source), source
         self._warms_up = warms_up
@@ -118,8 +114,13 @@ class Fit:
         if callback is not None:
             self._observers.append(CallbackObserver(callback, report.callback_every))
 
-    def run(self) -> FitResult:
+    def run(self, *, stopped: bool = False) -> FitResult:
         """Run the phases.
+
+        Parameters
+        ----------
+        stopped : bool
+            Whether the user has ended the fit already: its start is the result.
 
         Returns
         -------
@@ -151,6 +152,8 @@ class Fit:
                 self.record.see(state)
                 given = (self._problem, self._options, self._backend, state, objective)
                 state = best_start(*given, self._emit, self.record.see)
+            if stopped:
+                state = replace(state, stop=StopReason.INTERRUPTED)
             at = 0 if resumed is None else resumed.phase
             means = _Means(objective, summary, writer, at)
             state = self._newton(self._warm(state, means), means)
@@ -162,64 +165,33 @@ class Fit:
     def _prepare(self) -> tuple[DataSummary, FitState]:
         """Phase 0."""
         model, source = self._problem.model, self._source
-        self._emit(PhaseStarted(0, "normalization_setup"))
+        self._emit(PhaseStarted(0, NAMES[0]))
         summary = summarize(source, model.x, self._options.data.validate, self._backend)
-        state = self._setup(summary)
+        state = first_state(self._problem, self._options, summary)
         require_rowwise(model.program, source, self._problem.p0)
-        self._done(0, "normalization_setup", state, {
-            "strategy": state.normalizer.strategy,
-            "n_rows": summary.n_rows,
-            "free_parameters": int(state.free.sum()),
-            "eliminated": tuple(named(model, state.separable)),
-        })
+        self._done(0, state, setup_found(model, summary, state))
         return summary, state
-
-    def _setup(self, summary: DataSummary) -> FitState:
-        model, p0 = self._problem.model, self._problem.p0
-        if len(p0) != model.n_params:
-            raise DataError(
-                f"p0 has {len(p0)} values but the model has {model.n_params} parameters "
-                f"({', '.join(model.params)})"
-            )
-        o = self._options.setup
-        for first, end in self._options.penalty.groups or ():
-            if end > model.n_params:
-                raise ConfigError(
-                    f"group_variance_indices: the group ({first}, {end}) ends beyond the "
-                    f"{model.n_params} parameters ({', '.join(model.params)})"
-                )
-        strategy = o.strategy if o.normalize else "none"
-        whole = not o.separable or is_matrix_free(self._options, model.n_params)
-        linear = () if whole else model.linear_params
-        state = setup(p0, self._problem.bounds, model.params, linear, summary.signal, strategy)
-        free = int(state.free.sum())
-        if summary.n_residuals < free:
-            raise DataError(
-                f"{summary.n_residuals} data points cannot determine {free} free parameters "
-                f"({', '.join(model.params)}); fix some by equal bounds or add data"
-            )
-        return state
 
     def _warm(self, state: FitState, means: _Means) -> FitState:
         """Phase 1, or its empty record."""
-        self._emit(PhaseStarted(1, "lbfgs_warmup"))
+        self._emit(PhaseStarted(1, NAMES[1]))
         if means.at > 1:  # a resumed fit knows what it found
             return state
         if means.at == 0 and state.stop is not None:
-            self._done(1, "lbfgs_warmup", state, {}, "left out: the fit was stopped before")
+            self._done(1, state, {}, "left out: the fit was stopped before")
             return state
         if not self._warms_up:
-            self._done(1, "lbfgs_warmup", state, {}, "left out: this method begins with phase 2")
+            self._done(1, state, {}, NOT_WARMED)
             return state
         phase = warmup_phase(self._options, means.summary, self._problem.model.n_params)
         self.record.unit = phase.unit * means.summary.weight
         state = self._drive(1, phase, state, means, resumed=means.at == 1)
-        self._done(1, "lbfgs_warmup", state, _warmup_found(state, phase.unit))
+        self._done(1, state, _warmup_found(state, phase.unit))
         return state
 
     def _newton(self, state: FitState, means: _Means) -> FitState:
         """Phase 2; from p0 again where the warm-up's point led to something worse than p0."""
-        self._emit(PhaseStarted(2, "gauss_newton"))
+        self._emit(PhaseStarted(2, NAMES[2]))
         objective = means.objective
         if state.stop in (StopReason.CALLBACK, StopReason.INTERRUPTED):
             state = _stopped(state, objective)
@@ -234,14 +206,7 @@ class Fit:
                 state = self._drive(2, newton, restart(state, state.first), means)
             state = self._seconded(newton, state, means)
         self.record.see(state)
-        sums = state.sums
-        assert sums is not None
-        self._done(2, "gauss_newton", state, {
-            "sse": sums.sse,
-            "optimality": state.offset,
-            "radius": state.radius,
-            "probes": state.probes,
-        })
+        self._done(2, state, newton_found(state))
         return state
 
     def _seconded(self, newton: Phase[FitState], state: FitState, means: _Means) -> FitState:
@@ -270,7 +235,7 @@ class Fit:
 
     def _finalize(self, state: FitState, means: _Means) -> tuple[Outcome, DataSummary]:
         """Phase 3."""
-        self._emit(PhaseStarted(3, "denormalization_covariance"))
+        self._emit(PhaseStarted(3, NAMES[3]))
         source, objective, summary = self._source, means.objective, means.summary
         if objective.revision > 0:  # moments of y under the weights that the fit ended with
             summary = summarize(source, self._problem.model.x, check=False, backend=self._backend)
@@ -280,13 +245,8 @@ class Fit:
         penalty = penalty_of(self._options, source.n_rows)
         added = 0.0 if penalty is None else penalty(state.theta).sse
         outcome = finalize(state, summary.n_residuals, self._problem.absolute_sigma, added)
-        weak = outcome.covariance.undetermined
-        self._done(3, "denormalization_covariance", state, {
-            "condition": outcome.covariance.condition,
-            "undetermined": tuple(
-                n for n, u in zip(self._problem.model.params, weak, strict=True) if u
-            ),
-        }, "done")
+        found = covariance_found(self._problem.model, outcome)
+        self._done(3, state, found, "done")
         return outcome, summary
 
     def _drive(
@@ -336,25 +296,22 @@ class Fit:
         for observer in self._observers:
             observer(event)
 
-    def _done(
-        self, number: int, name: str, state: FitState, found: dict[str, Any], reason: str = ""
-    ) -> None:
+    def _done(self, number: int, state: FitState, found: dict[str, Any], reason: str = "") -> None:
         reason = reason or (state.stop.value if state.stop is not None else "")
         steps = state.iteration if number in (1, 2) else 0
-        self._emit(PhaseDone(number, name, reason, steps, found))
+        self._emit(PhaseDone(number, NAMES[number], reason, steps, found))
 
     def _result(self, outcome: Outcome, summary: DataSummary, means: _Means) -> FitResult:
         failed = None if means.writer is None else means.writer.failure
-        return result_of(
-            self._problem,
-            self._source,
-            outcome,
-            summary,
-            means.objective,
-            (self.record.history, self._telemetry, self._backend),
-            [f"the last checkpoint was not written: {failed}"] if failed else [],
-            self._options,
-        )
+        history, objective, backend = self.record.history, means.objective, self._backend
+        passes = (objective.passes, objective.sample_passes)
+        known = diagnostics(history, self._telemetry, outcome, passes, backend.name, history.total_time)
+        steps = sum(history.iterations.values())
+        observed = Observed(objective.passes, steps, backend, lambda: known)
+        notes = followed(history)
+        if failed:
+            notes += (f"the last checkpoint was not written: {failed}",)
+        return result_of(self._problem, self._source, self._options, outcome, summary, observed, notes)
 
 
 def _stopped(state: FitState, objective: DataObjective) -> FitState:
@@ -375,10 +332,4 @@ def _warmup_found(state: FitState, unit: float) -> dict[str, Any]:
     w = state.warmup
     if w is None:
         return {}
-    return {
-        "relative_loss": w.relative_loss,
-        "mode": w.mode,
-        "loss": w.best.loss * unit,
-        "clips": w.clips,
-        "line_search_failures": w.failures,
-    }
+    return warmup_found(w.relative_loss, w.mode, w.best.loss * unit, w.clips, w.failures)

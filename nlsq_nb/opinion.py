@@ -19,16 +19,17 @@ from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.compiled import is_eligible, screen
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.elsewhere import Ground, common_part, rivals
+from nlsq_nb.drawn import rows_to_check
 from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.setup import depart, restart
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.plan import check_rows, is_matrix_free, newton_phase
 from nlsq_nb.problem import Problem
-from nlsq_nb.protocols import Backend, Observer
+from nlsq_nb.protocols import Backend, Observer, Source
 from nlsq_nb.starts import reduced_sse, short_fit
 
-__all__ = ["second_opinion"]
+__all__ = ["is_doubtful", "second_opinion"]
 
 Floats = NDArray[np.float64]
 _MOST = 3  # times that a fit asks, each after the one before led to something lower
@@ -90,7 +91,7 @@ def second_opinion(
     # linear parameters are at their best in every comparison, however the fit itself treats them
     share = part.weight / objective.weight
     asked = replace(state, separable=linear & state.free, signal=state.signal * share)
-    columns, residuals = _sorted_rows(problem, part, state.theta)
+    columns, residuals = _sorted_rows(problem, part.source, state.theta)
     doubts = tuple(_doubts(state, residuals, spread))
     if not doubts and options.checks.second_opinion == "auto":
         return None
@@ -108,6 +109,40 @@ def second_opinion(
     sse = math.inf if best is None else _sse(best) * (objective.weight / part.weight)
     emit(SecondOpinionGiven(sse, lower, part.passes - before))
     return depart(state, best.theta) if best is not None and lower else None
+
+
+def is_doubtful(
+    problem: Problem, options: Groups, state: FitState, rows: Source, spread: float
+) -> bool:
+    """Whether a second opinion would be asked for.
+
+    Parameters
+    ----------
+    problem : Problem
+        Model, rows and bounds.
+    options : Groups
+        Validated options.
+    state : FitState
+        The answer, measured on all data.
+    rows : Source
+        The rows that the warm-up sees.
+    spread : float
+        Σ w (y − mean)² of all data.
+
+    Returns
+    -------
+    bool
+        True also where it is asked for in any case.
+    """
+    linear, free = problem.model.linear_params, state.free.tolist()
+    moves = any(f and name not in linear for name, f in zip(problem.model.params, free, strict=True))
+    if not moves or not _may_ask(options, state):
+        return False
+    if options.checks.second_opinion != "auto":
+        return True
+    part = rows_to_check(rows, options, len(free))
+    _, residuals = _sorted_rows(problem, part, state.theta)
+    return next(_doubts(state, residuals, spread), None) is not None
 
 
 def _may_ask(options: Groups, state: FitState) -> bool:
@@ -139,10 +174,10 @@ def _doubts(state: FitState, residuals: Floats, spread: float) -> Iterator[str]:
         yield "the residuals show a pattern"
 
 
-def _sorted_rows(problem: Problem, part: DataObjective, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
+def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
     """Columns of x, and √w (y − f) by outputs, of the rows that are looked at, in the order of x."""
     columns, found = [], []
-    for chunk in part.source.chunks():
+    for chunk in rows.chunks():
         x = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
         r = np.stack(chunk.y) - evaluate(problem.model.program, "values", x, theta)
         columns.append(x)

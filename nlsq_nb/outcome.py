@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.errors import ConvergenceWarning, CovarianceWarning
+from nlsq_nb.findings import named
 from nlsq_nb.models.symbolic import Model
-from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import PhaseHistory
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry
 from nlsq_nb.phases.finalize import Outcome
@@ -21,18 +23,39 @@ from nlsq_nb.result import FitResult
 from nlsq_nb.scan import DataSummary
 from nlsq_nb.sources.retrying import RetryingSource
 
-__all__ = ["named", "result_of", "warn_of"]
+__all__ = ["Observed", "diagnostics", "followed", "result_of", "warn_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was counted in a fit.
+
+    Attributes
+    ----------
+    passes : int
+        Over all rows.
+    steps : int
+        Of phases 1 and 2.
+    backend : Backend
+        Which one ran.
+    diagnose : callable
+        Makes `streaming_diagnostics`.
+    """
+
+    passes: int
+    steps: int
+    backend: Backend
+    diagnose: Callable[[], dict[str, Any]]
 
 
 def result_of(
     problem: Problem,
     source: RetryingSource,
+    options: Groups,
     outcome: Outcome,
     summary: DataSummary,
-    objective: DataObjective,
-    observed: tuple[PhaseHistory, DefenseLayerTelemetry, Backend],
-    notes: list[str],
-    options: Groups,
+    observed: Observed,
+    notes: tuple[str, ...] = (),
 ) -> FitResult:
     """The result of a fit.
 
@@ -42,25 +65,23 @@ def result_of(
         What was fitted.
     source : RetryingSource
         Its rows, as the fit read them.
+    options : Groups
+        Of this fit.
     outcome : Outcome
         Of phase 3.
     summary : DataSummary
         Counts and moments of the data.
-    objective : DataObjective
-        Knows the passes.
-    observed : tuple of (PhaseHistory, DefenseLayerTelemetry, Backend)
-        Of this fit, and where its sums were computed.
-    notes : list of str
+    observed : Observed
+        What was counted on the way.
+    notes : tuple of str
         What is to be said beside what follows from the numbers.
-    options : Groups
-        Of this fit.
 
     Returns
     -------
     FitResult
         Whether or not the fit converged.
     """
-    model, state, (history, telemetry, backend) = problem.model, outcome.state, observed
+    model, state = problem.model, outcome.state
     stop = state.stop
     assert state.sums is not None
     assert stop is not None
@@ -74,9 +95,9 @@ def result_of(
         sse=outcome.sse,
         n_points=summary.n_residuals,
         dof=outcome.dof,
-        nit=sum(history.iterations.values()),
-        nfev=objective.passes,
-        njev=objective.passes,
+        nit=observed.steps,
+        nfev=observed.passes,
+        njev=observed.passes,
         grad=-state.sums.jtr,
         optimality=state.offset,
         active_mask=outcome.active,
@@ -84,30 +105,63 @@ def result_of(
         linear=model.linear_params,
         spread=summary.spread,
         model_text=model.text,
-        backend=backend.name,
-        notes=(*_notes(model, source, outcome), *_followed(history), *notes),
-        streaming_diagnostics={
-            "phase_timings": history.timings,
-            "phase_iterations": history.iterations,
-            "phase_history": history.entries,
-            "total_time": history.total_time,
-            "multistart": history.multistart,
-            "second_opinions": history.opinions,
-            "warmup_diagnostics": history.found("lbfgs_warmup"),
-            "gauss_newton_diagnostics": history.found("gauss_newton"),
-            "data_passes": objective.passes,
-            "sample_passes": objective.sample_passes,
-            "condition": outcome.covariance.condition,
-            "telemetry": telemetry,
-            "backend": backend.name,
-        },
+        backend=observed.backend.name,
+        notes=(*_notes(model, source, outcome), *notes),
         absolute_sigma=problem.absolute_sigma,
         weight=summary.weight,
+        _diagnose=observed.diagnose,
         _residuals=Residuals(model, source, state.theta, outcome.sse, summary.signal),
-        _refit=HeldFit(problem, options, backend, summary.weight, state),
+        _refit=HeldFit(problem, options, observed.backend, summary.weight, state),
         _model=model,
         _options=options,
     )
+
+
+def diagnostics(
+    history: PhaseHistory,
+    telemetry: DefenseLayerTelemetry,
+    outcome: Outcome,
+    passes: tuple[int, int],
+    backend: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """`FitResult.streaming_diagnostics`.
+
+    Parameters
+    ----------
+    history : PhaseHistory
+        Of all phases.
+    telemetry : DefenseLayerTelemetry
+        Of this fit.
+    outcome : Outcome
+        Of phase 3.
+    passes : tuple of int
+        Over all rows, and over the sample.
+    backend : str
+        Which one ran.
+    seconds : float
+        What the fit took.
+
+    Returns
+    -------
+    dict
+        See `FitResult`.
+    """
+    return {
+        "phase_timings": history.timings,
+        "phase_iterations": history.iterations,
+        "phase_history": history.entries,
+        "total_time": seconds,
+        "multistart": history.multistart,
+        "second_opinions": history.opinions,
+        "warmup_diagnostics": history.found("lbfgs_warmup"),
+        "gauss_newton_diagnostics": history.found("gauss_newton"),
+        "data_passes": passes[0],
+        "sample_passes": passes[1],
+        "condition": outcome.covariance.condition,
+        "telemetry": telemetry,
+        "backend": backend,
+    }
 
 
 def warn_of(model: Model, outcome: Outcome, depth: int) -> None:
@@ -122,13 +176,13 @@ def warn_of(model: Model, outcome: Outcome, depth: int) -> None:
     depth : int
         Frames between here and the user's line, as `warnings.warn` counts them.
     """
-    stop, weak = outcome.state.stop, named(model, outcome.covariance.undetermined)
+    stop, weak = outcome.state.stop, outcome.covariance.undetermined
     assert stop is not None
     if not stop.success:
         warnings.warn(f"{stop.value} (sse={outcome.sse:g})", ConvergenceWarning, stacklevel=depth)
-    if weak:
+    if weak.any():
         warnings.warn(
-            f"Covariance of the parameters could not be estimated for {', '.join(weak)}",
+            f"Covariance of the parameters could not be estimated for {', '.join(named(model, weak))}",
             CovarianceWarning,
             stacklevel=depth,
         )
@@ -136,15 +190,14 @@ def warn_of(model: Model, outcome: Outcome, depth: int) -> None:
 
 def _notes(model: Model, source: RetryingSource, outcome: Outcome) -> list[str]:
     """What a reader of the numbers should know, by parameter name."""
-    state, notes = outcome.state, list(model.notes)
-    fixed, held = named(model, ~state.free), named(model, outcome.active != 0)
-    weak = named(model, outcome.covariance.undetermined)
-    if fixed:
-        notes.append(f"fixed by equal bounds: {', '.join(fixed)}")
-    if held:
-        notes.append(f"on a bound, so its error is that of the free problem: {', '.join(held)}")
-    if weak and outcome.dof > 0:
-        notes.append(f"not determined by the data: {', '.join(weak)}")
+    state, notes, weak = outcome.state, list(model.notes), outcome.covariance.undetermined
+    if not state.free.all():
+        notes.append(f"fixed by equal bounds: {', '.join(named(model, ~state.free))}")
+    if outcome.active.any():
+        held = ", ".join(named(model, outcome.active != 0))
+        notes.append(f"on a bound, so its error is that of the free problem: {held}")
+    if outcome.dof > 0 and weak.any():
+        notes.append(f"not determined by the data: {', '.join(named(model, weak))}")
     if state.sums is not None and state.sums.order < 2:
         notes.append("errors are not computed for so many parameters")
     if outcome.dof <= 0:
@@ -156,15 +209,10 @@ def _notes(model: Model, source: RetryingSource, outcome: Outcome) -> list[str]:
     return notes
 
 
-def _followed(history: PhaseHistory) -> list[str]:
+def followed(history: PhaseHistory) -> tuple[str, ...]:
     """What a second opinion changed."""
-    return [
+    return tuple(
         f"the first answer had an sse of {o['before']:g}; a second opinion led to {o['after']:g}"
         for o in history.opinions
         if o.get("after", math.inf) < o.get("before", math.inf)
-    ]
-
-
-def named(model: Model, mask: Any) -> list[str]:
-    """Names of the parameters that a mask chooses."""
-    return [name for name, chosen in zip(model.params, mask, strict=True) if chosen]
+    )

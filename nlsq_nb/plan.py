@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from nlsq_nb.config.groups import (
 from nlsq_nb.core.penalties import group_variance, largest_strength
 from nlsq_nb.core.sampling import stratified_rows
 from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.drawn import rows_to_check, sample_of, sample_size
 from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.errors import ConfigError
 from nlsq_nb.events import PassProgress
@@ -43,10 +45,7 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-_WHOLE = 100_000  # rows up to which the warm-up sees all data
-_SAMPLE = 16_384  # rows of which it sees a sample of more
-_ROWS_PER_PARAMETER = 1000
-_CHECKED = 2048  # rows on which an answer is compared with others
+_GATHERED = 100_000  # rows from which the batches of the tournament are drawn
 _BATCH = 256  # least rows of a batch of the tournament
 _BATCH_PER_PARAMETER = 16
 
@@ -180,15 +179,11 @@ def objective_over(
     """
     source = problem.source
     _require_carried(problem, options)
-    rows = _sample_rows(problem, options)
-    if source.n_rows <= rows:
+    part = sample_of(problem, options)
+    if part is source:
         return _over(problem, source, options, backend, emit, weight=weight)
-
-    def part() -> DataObjective:
-        ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
-        return _over(problem, sample(source, ranges), options, backend, emit)
-
-    return _over(problem, source, options, backend, emit, weight=weight, sample=part)
+    few = partial(_over, problem, part, options, backend, emit)
+    return _over(problem, source, options, backend, emit, weight=weight, sample=few)
 
 
 def _require_carried(problem: Problem, options: Groups) -> None:
@@ -228,7 +223,7 @@ def batch_objectives(
         At least one.
     """
     source = problem.source
-    rows = min(source.n_rows, max(_WHOLE, _sample_rows(problem, options)))
+    rows = min(source.n_rows, max(_GATHERED, sample_size(problem, options)))
     ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
     least = max(_BATCH, _BATCH_PER_PARAMETER * problem.model.n_params)
     parts = batches(sample(source, ranges), max(1, min(wanted, rows // least)))
@@ -256,21 +251,10 @@ def check_rows(
     DataObjective
         The objective itself where its rows are few, else over a part of its sample.
     """
-    source = objective.sample.source
-    rows = max(_CHECKED, _BATCH_PER_PARAMETER * problem.model.n_params)
-    if source.n_rows <= 2 * rows:
+    part = rows_to_check(objective.sample.source, options, problem.model.n_params)
+    if part is objective.sample.source:
         return objective.sample
-    ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
-    return _over(problem, sample(source, ranges), options, backend, lambda _: None)
-
-
-def _sample_rows(problem: Problem, options: Groups) -> int:
-    """Rows that the warm-up sees: all, or as many as settle the parameters to a few errors of all data."""
-    o, n, p = options.warmup, problem.source.n_rows, problem.model.n_params
-    if o.sample_size != "auto":
-        return min(n, int(o.sample_size))
-    least = _ROWS_PER_PARAMETER * p
-    return n if n <= max(_WHOLE, least) else max(_SAMPLE, least)
+    return _over(problem, part, options, backend, lambda _: None)
 
 
 def _over(

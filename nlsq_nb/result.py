@@ -76,15 +76,12 @@ class FitResult(DerivedValues):
         Which backend ran.
     notes : tuple of str
         What a reader of the numbers should know.
-    streaming_diagnostics : dict
-        phase_timings (s), phase_iterations, phase_history, total_time (s), multistart (None without
-        several starts), warmup_diagnostics, gauss_newton_diagnostics, data_passes over all rows,
-        sample_passes over the sample of the warm-up, condition of the column-scaled JᵀJ, telemetry
-        of this fit, backend.
     absolute_sigma : bool
         Whether sigma was taken as it is.
     weight : float
         Σ w.
+    _diagnose : callable or None
+        Makes `streaming_diagnostics`; private; None after pickling, which asks for them.
     _residuals : Residuals or None
         Computes `fun`; private; None after pickling, which leaves the data behind.
     _refit : Refit or None
@@ -116,9 +113,9 @@ class FitResult(DerivedValues):
     model_text: str
     backend: str
     notes: tuple[str, ...]
-    streaming_diagnostics: dict[str, Any]
     absolute_sigma: bool
     weight: float
+    _diagnose: Any = field(repr=False)
     _residuals: Any = field(repr=False)
     _refit: Refit | None = field(repr=False)
     _model: Any = field(repr=False)
@@ -136,9 +133,23 @@ class FitResult(DerivedValues):
 
     def __getstate__(self) -> dict[str, Any]:
         """The numbers without the data, so that results can be sent between processes."""
-        return {**vars(self), "_residuals": None, "_refit": None}
+        known = self.streaming_diagnostics
+        left = {"_diagnose": None, "_residuals": None, "_refit": None}
+        return {**vars(self), "streaming_diagnostics": known, **left}
 
     # -- what needs the data ----------------------------------------------------------------
+    @cached_property
+    def streaming_diagnostics(self) -> dict[str, Any]:
+        """What happened on the way; put together when first asked for.
+
+        phase_timings (s), phase_iterations, phase_history, total_time (s), multistart (None without
+        several starts), warmup_diagnostics, gauss_newton_diagnostics, data_passes over all rows,
+        sample_passes over the sample of the warm-up, condition of the column-scaled JᵀJ, telemetry
+        of this fit, backend.
+        """
+        known: dict[str, Any] = self._diagnose()
+        return known
+
     @cached_property
     def fun(self) -> Floats:
         """Residuals y − f at popt, shape of y, unweighted; computed when first asked for."""

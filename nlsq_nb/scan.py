@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK
-from nlsq_nb.core.sums import Accumulator, add_compensated
+from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Backend, Source
@@ -81,47 +81,65 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
         Names the column and the first row with a non-finite value.
     """
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
-    into, kernel, theta, outputs = Accumulator(1, 2), None, np.zeros(1), 1
-    few = source.n_rows <= _FEW
+    few, n_rows, outputs, c = source.n_rows <= _FEW, 0, 1, 0.0
+    parts, into, kernel = list[tuple[float, float, float]](), Accumulator(1, 2), None
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
-            if into.position == 0:
+            if n_rows == 0:
                 first, outputs = float(chunk.y[0][0]), len(chunk.y)
-                theta[0] = first if math.isfinite(first) else 0.0
+                c = first if math.isfinite(first) else 0.0
                 if not few:
                     kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
+            n_rows += chunk.n_rows
             if check:
                 for label, column in zip(labels, chunk.x, strict=True):
                     _require_finite_column(label, column, chunk.start)
             if few:
-                _fold(chunk, float(theta[0]), into)
+                parts += _moments(chunk, c)
             else:
-                backend.reduce(kernel, backend.put(chunk, source.dtype), theta, 2, into)
-        sums = into.result()
-        c, apart, weight = float(theta[0]), float(sums.jtr[0]), float(sums.jtj[0, 0])
-        signal = sums.sse + 2.0 * c * apart + c * c * weight
+                backend.reduce(kernel, backend.put(chunk, source.dtype), np.array([c]), 2, into)
+        sse, apart, weight = _added(parts) if few else _result(into)
+        signal = sse + 2.0 * c * apart + c * c * weight
         if check and not math.isfinite(signal):
             _require_finite_outputs(source)
         if signal < sys.float_info.min and any(y.any() for part in source.chunks() for y in part.y):
             raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
-    spread = max(sums.sse - apart * (apart / weight), 0.0)
-    return DataSummary(sums.n_rows, sums.n_rows * outputs, signal, spread, weight)
+        spread = max(sse - apart * (apart / weight), 0.0)
+    return DataSummary(n_rows, n_rows * outputs, signal, spread, weight)
 
 
-def _fold(chunk: Chunk, c: float, into: Accumulator) -> None:
-    """Add the sums of the model f = c over a chunk, block by block, without a kernel."""
+def _moments(chunk: Chunk, c: float) -> Iterator[tuple[float, float, float]]:
+    """The sums of the model f = c over the blocks of a chunk, without a kernel."""
     for k in range(0, chunk.n_rows, BLOCK):
-        sums = np.zeros(3)
         rows = slice(k, k + BLOCK)
         for number, column in enumerate(chunk.y):
-            apart = column[rows].astype(np.float64) - c
-            w = None if chunk.w is None else chunk.w[number][rows].astype(np.float64)
-            weighted = apart if w is None else w * apart
-            total = float(len(apart)) if w is None else w.sum()
-            sums += (apart.dot(weighted), weighted.sum(), total)
-        state = into.new_state(first=True)
-        state[0], state[1] = add_compensated(state[0], state[1], sums)
-        into.add(state, len(apart))
+            apart = np.subtract(column[rows], c, dtype=np.float64)
+            if chunk.w is None:
+                yield float(apart.dot(apart)), float(np.add.reduce(apart)), float(len(apart))
+            else:
+                w = chunk.w[number][rows].astype(np.float64)
+                weighted = w * apart
+                yield float(apart.dot(weighted)), float(weighted.sum()), float(w.sum())
+
+
+def _added(parts: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The sums of all blocks."""
+    if len(parts) == 1:
+        return parts[0]
+    sse, apart, weight = (_fsum(column) for column in zip(*parts, strict=True))
+    return sse, apart, weight
+
+
+def _fsum(values: tuple[float, ...]) -> float:
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # of infinities
+        return sum(values)
+
+
+def _result(into: Accumulator) -> tuple[float, float, float]:
+    sums = into.result()
+    return sums.sse, float(sums.jtr[0]), float(sums.jtj[0, 0])
 
 
 @lru_cache(maxsize=16)
@@ -139,7 +157,7 @@ def _require_finite_outputs(source: Source) -> None:
 
 
 def _require_finite_column(label: str, column: NDArray[Any], start: int) -> None:
-    if math.isfinite(column.sum()):  # one non-finite value would show in the sum
+    if math.isfinite(np.add.reduce(column)):  # one non-finite value would show in the sum
         return
     bad = np.flatnonzero(~np.isfinite(column))
     if len(bad):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def _read(data: dict[str, Any]) -> dict[str, Any]:
         "linear": tuple(data["linear"]),
         "notes": tuple(data["notes"]),
         "model_text": str(data["model"]),
-        "streaming_diagnostics": dict(_number(data["streaming_diagnostics"])),
+        "_diagnose": partial(dict, _number(data["streaming_diagnostics"])),
         "_model": model,
         "_options": config_from(None, data["config"]),
     }

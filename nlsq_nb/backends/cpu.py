@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.backends.entries import Call, bind, kernel_entry
+from nlsq_nb.backends.objects import Entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
@@ -93,6 +95,16 @@ class CpuKernel:
         return _PER_OPERATION * (size + self._operations)
 
 
+@lru_cache(maxsize=256)
+def _kernel(program: Program | PointProgram, dtype: np.dtype[Any]) -> CpuKernel:
+    return CpuKernel(program, dtype)
+
+
+@lru_cache(maxsize=256)
+def _sums(kernel: CpuKernel, weighted: bool) -> Entry:
+    return kernel_entry(kernel.program, "sums2", kernel.dtype.name, weighted=weighted)
+
+
 class CpuBackend:
     """Reduces chunks on the host.
 
@@ -105,16 +117,21 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, n_threads: int | None = None) -> None:
-        self.n_threads = n_threads or available_cores()
+        self._asked = n_threads
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._numpy = ReferenceBackend()
+
+    @cached_property
+    def n_threads(self) -> int:
+        """Threads of a long pass."""
+        return self._asked or available_cores()
 
     def compile(self, program: AnyProgram, dtype: Any) -> CpuKernel | ReferenceKernel:
         """Make a kernel; NumPy functions are called as they are. See `Backend.compile`."""
         if isinstance(program, OpaqueProgram):
             return self._numpy.compile(program, dtype)
-        return CpuKernel(program, np.dtype(dtype))
+        return _kernel(program, np.dtype(dtype))
 
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk as contiguous columns of the storage dtype; see `Backend.put`."""
@@ -160,11 +177,10 @@ class CpuBackend:
         """The chunk for the phases in native code; see `Backend.resident`."""
         if not isinstance(kernel, CpuKernel):
             return None
-        weighted = chunk.w is not None
-        entry = kernel_entry(kernel.program, "sums2", kernel.dtype.name, weighted=weighted)
+        entry = _sums(kernel, chunk.w is not None)
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        table = np.array([c.__array_interface__["data"][0] for c in columns])
-        return Resident(entry.address, table, chunk.n_rows, (entry, columns))
+        places = tuple([c.__array_interface__["data"][0] for c in columns])
+        return Resident(entry.address, places, chunk.n_rows, (entry, columns))
 
     def release(self) -> None:
         """End the threads; see `Backend.release`."""

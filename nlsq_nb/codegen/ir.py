@@ -8,7 +8,8 @@ the names the user chose. `OpaqueProgram` and `PointProgram` carry hand-written 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,20 @@ class Program:
     body: tuple[Instruction, ...]
     values: tuple[str, ...]
     jacobian: tuple[tuple[str | None, ...], ...]
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Programs are keys of every cache of kernels."""
+        parts = (self.n_vars, self.n_params, self.prologue, self.body, self.values, self.jacobian)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        """Of all its parts."""
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From its parts: the hash of a text is another one in every process."""
+        return Program, (self.n_vars, self.n_params, self.prologue, self.body, self.values, self.jacobian)
 
     @property
     def n_outputs(self) -> int:

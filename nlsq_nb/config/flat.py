@@ -349,6 +349,12 @@ def _group(values: Mapping[str, Any]) -> Groups:
     return _DEFAULT_GROUPS.updated(given)
 
 
+@functools.lru_cache(maxsize=64)
+def _grouped(items: tuple[tuple[str, type, Any], ...]) -> Groups:
+    """The same for the keywords of a call: fits in a loop repeat them. 1 and True are different values."""
+    return _group({name: value for name, _, value in items})
+
+
 def config_from(base: HybridStreamingConfig | None, overrides: Mapping[str, Any]) -> Groups:
     """Options from a configuration and keyword overrides.
 
@@ -373,7 +379,12 @@ def config_from(base: HybridStreamingConfig | None, overrides: Mapping[str, Any]
     """
     _refuse_unknown(overrides)
     if base is None:
-        return _group(overrides)
+        key = tuple((name, type(value), value) for name, value in overrides.items())
+        try:
+            hash(key)
+        except TypeError:
+            return _group(overrides)
+        return _grouped(key)
     if not isinstance(base, HybridStreamingConfig):
         raise TypeError(f"config must be a HybridStreamingConfig, not {type(base).__name__}")
     return _group({**_values(base), **overrides})

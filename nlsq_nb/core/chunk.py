@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["Chunk", "Resident"]
@@ -46,7 +45,7 @@ class Resident:
     ----------
     kernel : int
         Address of (lo, hi, columns, theta, state): folds sums of order 2 into `state`; 0 if it could.
-    columns : ndarray of int64
+    columns : tuple of int
         Addresses of the columns of x, y and w.
     n_rows : int
         Number of rows.
@@ -55,6 +54,6 @@ class Resident:
     """
 
     kernel: int
-    columns: NDArray[np.int64]
+    columns: tuple[int, ...]
     n_rows: int
     owner: Any

@@ -14,6 +14,7 @@ __all__ = ["Covariance", "covariance"]
 
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
+_PLAIN = 1e10  # condition up to which no direction can be undetermined
 _ADDED = 1e-2  # variance from an undetermined direction, relative to the rest, that is not negligible
 _SURE = 10.0  # units of rounding from which on a share of an eigenvector is one
 
@@ -29,7 +30,8 @@ class Covariance:
     undetermined : ndarray of bool, shape (p,)
         Parameters that take part in a direction the data do not determine.
     condition : float
-        Condition number of the column-scaled JᵀWJ of the determined directions.
+        Condition number of the column-scaled JᵀWJ of the determined directions: in the 1-norm up to
+        1e10, beyond that the ratio of its eigenvalues.
     """
 
     matrix: Floats
@@ -109,14 +111,17 @@ def _marked(
 
 def _inverse(scaled: Floats) -> tuple[Floats, NDArray[np.bool_], float]:
     """Inverse over the determined directions, which parameters the others touch, condition."""
+    # Cholesky keeps each variance's own relative accuracy
+    lower = cholesky(scaled)
+    if lower is not None:
+        inverse, _ = lapack.dpotrs(lower, np.eye(len(lower)), lower=1)
+        condition = _norm(scaled) * _norm(inverse)
+        if condition < _PLAIN:
+            return inverse, np.zeros(len(lower), np.bool_), condition
     values, vectors = eigenvectors(scaled)
     keep = values > len(values) * SINGULAR * values[-1]
-    if keep.all():
-        # Cholesky keeps each variance's own relative accuracy
-        lower = cholesky(scaled)
-        if lower is not None:
-            inverse, _ = lapack.dpotrs(lower, np.eye(len(values)), lower=1)
-            return inverse, np.zeros(len(values), np.bool_), float(values[-1] / values[0])
+    if keep.all() and lower is not None:
+        return inverse, np.zeros(len(values), np.bool_), float(values[-1] / values[0])
     kept = vectors[:, keep]
     inverse = (kept / values[keep]) @ kept.T
     # the curvature along the others may be as little as rounding leaves of nothing
@@ -124,3 +129,8 @@ def _inverse(scaled: Floats) -> tuple[Floats, NDArray[np.bool_], float]:
     least = np.maximum(_ADDED * floor * inverse.diagonal(), (_SURE * floor / gap) ** 2)
     weak = np.sum(vectors[:, ~keep] ** 2, axis=1) > least
     return inverse, weak, float(values[-1] / gap)
+
+
+def _norm(matrix: Floats) -> float:
+    """Largest column sum."""
+    return float(np.maximum.reduce(np.add.reduce(np.abs(matrix))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,16 @@ class ParameterNormalizer:
         start = np.atleast_1d(np.asarray(p0, dtype=np.float64))
         self.strategy = strategy
         self.n_params = len(start)
-        self.scales = np.ones(self.n_params)
         self.offsets = np.zeros(self.n_params)
         self.original_bounds: tuple[Floats, Floats] | None = None
-        if strategy != "none":
-            self.scales = np.where(start != 0.0, np.abs(start), 1.0)
+        plain = strategy == "none"
+        # lists are faster than arrays of a few numbers
+        self.scales = np.array([1.0 if plain else abs(value) or 1.0 for value in start.tolist()])
         if bounds is not None:
-            lower, upper = (np.broadcast_to(np.asarray(b, float), start.shape) for b in bounds)
-            self.original_bounds = (lower.copy(), upper.copy())
-            if strategy in ("auto", "bounds"):
+            lower, upper = np.empty_like(start), np.empty_like(start)
+            lower[:], upper[:] = bounds
+            self.original_bounds = (lower, upper)
+            if strategy in ("auto", "bounds") and not all(map(math.isinf, lower.tolist())):
                 with np.errstate(invalid="ignore", over="ignore"):
                     width = upper - lower
                 boxed = np.isfinite(width) & (width > 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -276,7 +277,8 @@ def candidates(
     return points
 
 
-def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> list[tuple[int, int]]:
+@lru_cache(maxsize=16)
+def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> tuple[tuple[int, int], ...]:
     """Row ranges of a sample that is spread evenly over the data.
 
     The rows are cut into equal strata, and in each a run of consecutive rows begins at a random
@@ -295,22 +297,22 @@ def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> list[tu
 
     Returns
     -------
-    list of (int, int)
+    tuple of (int, int)
         First row and row after the last of each range; disjoint, rising, `size` rows in all or a
         few less; one range of all rows when `size` is as large. Every m-th range of them
         (``ranges[k::m]``) is again spread over all of the data.
     """
     if size >= n_rows:
-        return [(0, n_rows)] if n_rows > 0 else []
+        return ((0, n_rows),) if n_rows > 0 else ()
     if size < 1:
-        return []
+        return ()
     count = max(-(-size // run), min(size, _STRATA))
     steps = np.arange(count + 1)
     edges = steps * n_rows // count
     room = np.diff(edges)
     length = np.minimum(np.diff(steps * size // count), room)
     first = edges[:-1] + np.random.default_rng(seed).integers(0, room - length + 1)
-    return list(zip(first.tolist(), (first + length).tolist(), strict=True))
+    return tuple(zip(first.tolist(), (first + length).tolist(), strict=True))
 
 
 def _around(unit: Floats, start: Floats, low: Floats, high: Floats, factor: float) -> Floats:

@@ -15,10 +15,12 @@ from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.protocols import Backend, Kernel, Source
 from nlsq_nb.sources.sample import sample
 
-__all__ = ["LocalEngine"]
+__all__ = ["RESIDENT_ROWS", "LocalEngine"]
 
 Floats = NDArray[np.float64]
-_RESIDENT = 8 * SEGMENT  # rows up to which one thread in native code beats two with Python between the passes
+RESIDENT_ROWS = 8 * SEGMENT
+"""Rows up to which one thread in native code beats two with Python between the passes."""
+
 _PERIOD = 1.0  # seconds between reports of progress
 
 
@@ -73,7 +75,7 @@ class LocalEngine:
     def resident(self) -> Resident | None:
         """All rows in one chunk for native code, if they are few; see `Engine.resident`."""
         source = self.source
-        if source.n_rows > _RESIDENT:
+        if source.n_rows > RESIDENT_ROWS:
             return None
         if source.n_chunks > 1:
             source = sample(source, [(0, source.n_rows)])

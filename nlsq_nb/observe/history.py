@@ -23,7 +23,10 @@ from nlsq_nb.events import (
     WarmStartDetected,
 )
 
-__all__ = ["TITLES", "PhaseHistory"]
+__all__ = ["NAMES", "TITLES", "PhaseHistory"]
+
+NAMES = ("normalization_setup", "lbfgs_warmup", "gauss_newton", "denormalization_covariance")
+"""Names of the phases, by number."""
 
 TITLES = {
     0: "Phase 0: Normalization Setup",
@@ -78,17 +81,8 @@ class PhaseHistory:
         elif isinstance(event, StepModeChosen):
             self._noted = {"relative_loss": event.relative_loss, "mode": event.mode}
         elif isinstance(event, PhaseDone):
-            self.entries.append({
-                "phase": event.number,
-                "name": event.name,
-                "start_time": self.started,
-                "duration": time.perf_counter() - self._begin,
-                "timestamp": time.time(),
-                "reason": event.reason,
-                "iterations": event.iterations,
-                **self._noted,
-                **event.found,
-            })
+            assert self.started is not None
+            self.add(event, self.started, time.perf_counter() - self._begin, time.time())
         else:
             self._note_opinion(event)
             self._note_starts(event)
@@ -104,6 +98,30 @@ class PhaseHistory:
             self.opinions[-1] |= {**found, "seconds": time.perf_counter() - self._asked}
         elif isinstance(event, SecondOpinionFollowed):
             self.opinions[-1] |= {"before": event.before, "after": event.sse}
+
+    def add(self, done: PhaseDone, started: float, duration: float, ended: float) -> None:
+        """Add a finished phase.
+
+        Parameters
+        ----------
+        done : PhaseDone
+            What became of it.
+        started, ended : float
+            When, seconds since the epoch.
+        duration : float
+            Seconds.
+        """
+        self.entries.append({
+            "phase": done.number,
+            "name": done.name,
+            "start_time": started,
+            "duration": duration,
+            "timestamp": ended,
+            "reason": done.reason,
+            "iterations": done.iterations,
+            **self._noted,
+            **done.found,
+        })
 
     def _note_starts(self, event: Event) -> None:
         """Keep what becomes of several starts."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from nlsq_nb import events
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry
@@ -53,20 +54,18 @@ def with_events(
 
 
 def _record(sink: DefenseLayerTelemetry, event: events.Event) -> None:
-    match event:
-        case events.WarmupStarted():
-            sink.record_warmup_start()
-        case events.WarmStartDetected():
-            sink.record_layer1_trigger(event.relative_loss, event.threshold)
-        case events.StepModeChosen():
-            sink.record_layer2_lr_mode(event.mode, event.relative_loss)
-        case events.CostGuardTripped():
-            sink.record_layer3_trigger(event.cost_ratio, event.tolerance, event.iteration)
-        case events.StepClipped():
-            sink.record_layer4_clip(event.original_norm, event.max_norm)
-        case events.StepsClipped():
-            sink.record_layer4_clips(event.original_norms, event.max_norm)
-        case events.HistoryFilled():
-            sink.record_lbfgs_history_fill(event.iteration)
-        case events.LineSearchFailed():
-            sink.record_lbfgs_line_search_failure(event.iteration, event.reason)
+    record = _RECORDS.get(type(event))
+    if record is not None:
+        record(sink, event)
+
+
+_RECORDS: dict[type[events.Event], Callable[[DefenseLayerTelemetry, Any], None]] = {
+    events.WarmupStarted: lambda to, _: to.record_warmup_start(),
+    events.WarmStartDetected: lambda to, e: to.record_layer1_trigger(e.relative_loss, e.threshold),
+    events.StepModeChosen: lambda to, e: to.record_layer2_lr_mode(e.mode, e.relative_loss),
+    events.CostGuardTripped: lambda to, e: to.record_layer3_trigger(e.cost_ratio, e.tolerance, e.iteration),
+    events.StepClipped: lambda to, e: to.record_layer4_clip(e.original_norm, e.max_norm),
+    events.StepsClipped: lambda to, e: to.record_layer4_clips(e.original_norms, e.max_norm),
+    events.HistoryFilled: lambda to, e: to.record_lbfgs_history_fill(e.iteration),
+    events.LineSearchFailed: lambda to, e: to.record_lbfgs_line_search_failure(e.iteration, e.reason),
+}

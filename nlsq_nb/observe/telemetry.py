@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nlsq_nb.observe.kept import Clips, expanded
 from nlsq_nb.observe.metrics import collector_of, exposition
 
 __all__ = [
@@ -66,7 +67,7 @@ class DefenseLayerTelemetry:
             self.lbfgs_line_search_failures = 0
             self._modes = dict.fromkeys(_MODES, 0)
             self._clipped_calls = 0
-            self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
+            self._events: deque[dict[str, Any] | Clips] = deque(maxlen=_KEPT_EVENTS)
             # A warm-up runs in one thread, so each thread knows whether its own was clipped.
             self._call = threading.local()
 
@@ -159,9 +160,7 @@ class DefenseLayerTelemetry:
             self.layer4_clip_triggers += len(original_norms)
             self._clipped_calls += getattr(self._call, "unclipped", False)
             self._call.unclipped = False
-            for norm in original_norms:
-                data = {"original_norm": norm, "max_norm": max_norm}
-                self._events.append({"type": "layer4_clip", "timestamp": now, "data": data})
+            self._events.append(Clips(now, tuple(original_norms), max_norm))
 
     def record_lbfgs_history_fill(self, iteration: int) -> None:
         """Count a warm-up that filled the L-BFGS memory.
@@ -210,8 +209,8 @@ class DefenseLayerTelemetry:
         if n < 0:
             raise ValueError(f"n={n!r} is negative; how many events are wanted?")
         with self._lock:
-            last = list(self._events)[max(0, len(self._events) - n) :]
-            return [event | {"data": dict(event["data"])} for event in last]
+            known = expanded(self._events, _KEPT_EVENTS)
+            return [event | {"data": dict(event["data"])} for event in known[max(0, len(known) - n) :]]
 
     def get_trigger_rates(self) -> dict[str, float]:
         """Get each count as percent of the warm-ups begun.
@@ -323,7 +322,7 @@ class DefenseLayerTelemetry:
             return {
                 "counts": counts | {f"mode {mode}": n for mode, n in self._modes.items()},
                 "unclipped": getattr(self._call, "unclipped", False),
-                "events": list(self._events),  # an event is never changed
+                "events": expanded(self._events, _KEPT_EVENTS),  # an event is never changed
             }
 
     def restore(self, known: Mapping[str, Any]) -> None:

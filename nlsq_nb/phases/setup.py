@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -53,17 +54,15 @@ def setup(
         When bounds cross or the start is outside or not finite, naming the parameter.
     """
     lower, upper = bounds
-    for k, name in enumerate(names):
-        if not np.isfinite(theta[k]):
-            raise DataError(f"p0 of parameter {name!r} is {theta[k]}; give a finite start")
-        if not lower[k] <= upper[k]:
+    each = zip(names, theta.tolist(), lower.tolist(), upper.tolist(), strict=True)
+    for name, start, low, high in each:
+        if not math.isfinite(start):
+            raise DataError(f"p0 of parameter {name!r} is {start}; give a finite start")
+        if not low <= high:
+            raise DataError(f"bounds of parameter {name!r}: lower {low} is not below upper {high}")
+        if not low <= start <= high:
             raise DataError(
-                f"bounds of parameter {name!r}: lower {lower[k]} is not below upper {upper[k]}"
-            )
-        if not lower[k] <= theta[k] <= upper[k]:
-            raise DataError(
-                f"`x0` is infeasible: p0 of parameter {name!r} is {theta[k]}, outside its bounds "
-                f"[{lower[k]}, {upper[k]}]"
+                f"`x0` is infeasible: p0 of parameter {name!r} is {start}, outside its bounds [{low}, {high}]"
             )
     free = lower < upper
     separable = np.array([name in linear for name in names]) & free

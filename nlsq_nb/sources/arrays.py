@@ -111,6 +111,8 @@ class ArraySource:
 
     def _convert(self, columns: Sequence[NDArray[Any]]) -> Arrays:
         """Columns of the storage dtype, copied where they must be."""
+        if all(is_ready(c, self.dtype) for c in columns):
+            return tuple(columns)
         with np.errstate(over="ignore"):
             return tuple(
                 c if is_ready(c, self.dtype) else np.array(c, dtype=self.dtype, order="C")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,9 @@ class SampleSource:
 
     def __init__(self, source: Source, ranges: Sequence[tuple[int, int]]) -> None:
         self._source = source
-        self._ranges = sorted((int(lo), int(hi)) for lo, hi in ranges)
-        self._n_rows = sum(hi - lo for lo, hi in self._ranges)
+        self._ranges = tuple(ranges)
+        self._rows = _rows_of(self._ranges)
+        self._n_rows = len(self._rows)
         self._held: tuple[int, Columns, Columns, Columns | None] | None = None
 
     @property
@@ -87,21 +88,21 @@ class SampleSource:
         runs = getattr(self._source, "runs", lambda ranges: None)(self._ranges)
         if runs is None:
             for chunk in self._source.chunks():
-                yield from self._within(chunk)
+                lo, hi = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows)).tolist()
+                if lo < hi:
+                    yield _copy(chunk, self._rows[lo:hi] - chunk.start)
             return
         for run in runs:
             yield _copy(run, slice(None))
 
-    def _within(self, chunk: Chunk) -> Iterator[Chunk]:
-        """Copies of the rows of a chunk that belong to the sample."""
-        end = chunk.start + chunk.n_rows
-        first = max(0, bisect_right(self._ranges, (chunk.start, end)) - 1)
-        for lo, hi in self._ranges[first:]:
-            if lo >= end:
-                break
-            rows = slice(max(lo, chunk.start) - chunk.start, min(hi, end) - chunk.start)
-            if rows.start < rows.stop:
-                yield _copy(chunk, rows)
+
+@lru_cache(maxsize=4)
+def _rows_of(ranges: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
+    """All rows of some ranges, rising."""
+    bounds = np.array(sorted(ranges), dtype=np.int64).reshape(-1, 2)
+    lengths = bounds[:, 1] - bounds[:, 0]
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(bounds[:, 0] - before, lengths) + np.arange(int(lengths.sum()))
 
 
 def sample(source: Source, ranges: Sequence[tuple[int, int]]) -> SampleSource:
@@ -146,10 +147,11 @@ def batches(source: Source, n: int) -> list[SampleSource]:
     ]
 
 
-def _copy(chunk: Chunk, rows: slice) -> Chunk:
-    w = None if chunk.w is None else tuple(c[rows].copy() for c in chunk.w)
-    x, y = (tuple(c[rows].copy() for c in part) for part in (chunk.x, chunk.y))
-    return Chunk(chunk.start + (rows.start or 0), x, y, w)
+def _copy(chunk: Chunk, rows: slice | NDArray[np.int64]) -> Chunk:
+    """Rows of a chunk that outlive it."""
+    w = None if chunk.w is None else tuple(np.array(c[rows]) for c in chunk.w)
+    x, y = (tuple(np.array(c[rows]) for c in part) for part in (chunk.x, chunk.y))
+    return Chunk(chunk.start, x, y, w)
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from nlsq_nb import HybridStreamingConfig, Model, compiled, curve_fit, fitting
+from nlsq_nb import HybridStreamingConfig, Model, api, compiled, curve_fit, fitting
 from nlsq_nb.errors import NlsqError
 
 from .nist import MODELS, problem
@@ -18,9 +18,18 @@ BESIDE |= {"radius", "optimality", "condition"}  # come from differences of near
 RUNS = [(name, start) for name in MODELS for start in (1, 2)]
 
 
-def fit(*args, native=True, **kwargs):
-    """The result, and the phases that ran in native code to their end."""
+def fit(*args, way="phases", **kwargs):
+    """The result, and what ran in native code to its end.
+
+    The ways: "direct", the whole fit in native code; "phases", each behind observers; "steps", in Python.
+    """
     inside = []
+
+    def whole(*given, **options):
+        found = direct(*given, **options) if way == "direct" else None
+        if found is not None:
+            inside.append("whole")
+        return found
 
     def noted(phase, *rest):
         found = compiled.advance(phase, *rest)
@@ -30,11 +39,15 @@ def fit(*args, native=True, **kwargs):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.setattr(api, "fit_directly", whole)
         patch.setattr(fitting, "advance", noted)
-        if not native:
+        if way == "steps":
             patch.setattr(compiled, "LARGEST", 0)
         result = curve_fit(*args, **kwargs)
     return result, inside
+
+
+direct = api.fit_directly
 
 
 def close(a, b, tolerance):
@@ -67,18 +80,22 @@ def shaken(values, seed):
 
 
 def check(model, x, y, start, **options):
-    """Compare the two ways: the phases that ran in native code, and whether rounding decided the path.
+    """Compare the ways: what ran in native code, and whether rounding decided the path.
 
-    It does where nearly equal numbers are subtracted. Then both ways must end in the same minimum, or
+    It does where nearly equal numbers are subtracted. Then all ways must end in the same minimum, or
     the phases themselves in another one from data that are the same to rounding.
     """
     options = {"second_opinion": False} | options  # asked of fewer starts where that goes step by step
-    (a, inside), (b, _) = fit(model, x, y, start, **options), fit(model, x, y, start, native=False, **options)
-    found = differences(a, b)
-    if found and not (a.success and b.success and close(a.sse, b.sse, 1e-9)):
-        again = (fit(model, x, shaken(y, k), shaken(start, k), native=False, **options)[0] for k in range(10))
-        assert any("sse" in differences(other, b) or other.status != b.status for other in again), found
-    return inside, bool(found)
+    b, _ = fit(model, x, y, start, way="steps", **options)
+    ran, decided = [], False
+    for way in ("phases", "direct"):
+        a, inside = fit(model, x, y, start, way=way, **options)
+        found = differences(a, b)
+        if found and not (a.success and b.success and close(a.sse, b.sse, 1e-9)):
+            again = (fit(model, x, shaken(y, k), shaken(start, k), way="steps", **options)[0] for k in range(10))
+            assert any("sse" in differences(other, b) or other.status != b.status for other in again), found
+        ran, decided = [*ran, *inside], decided or bool(found)
+    return ran, decided
 
 
 @pytest.mark.parametrize(("name", "start"), RUNS)
@@ -92,8 +109,9 @@ def test_most_certified_problems_are_fitted_in_native_code():
     found = 0
     for name, start in RUNS:
         p = problem(name)
-        _, inside = fit(Model(p.model, x=p.variables, params=p.params), p.x, p.y, p.starts[start - 1])
-        found += len(inside) == 2
+        model = Model(p.model, x=p.variables, params=p.params)
+        _, inside = fit(model, p.x, p.y, p.starts[start - 1], way="direct")
+        found += inside == ["whole"]
     assert found >= 26
 
 
@@ -146,7 +164,7 @@ def test_random_problems():
             inside, by_rounding = check(*args, **options)
         except NlsqError:  # the model is not finite at the start
             continue
-        plain += len(inside) == 2
+        plain += inside == ["Warmup", "GaussNewton", "whole"]
         decided += by_rounding
     assert plain > 150
     assert decided < 20
@@ -187,19 +205,19 @@ def test_several_segments(n):
     x = np.linspace(0.0, 10.0, n)
     y = 5.0 * np.exp(-0.5 * x) + 1.0 + np.random.default_rng(1).normal(0.0, 0.1, n)
     inside, decided = check(Model("a*exp(-b*x) + c"), x, y, np.array([1.0, 0.1, 5.0]))
-    assert len(inside) == 2
+    assert inside == ["Warmup", "GaussNewton", "whole"]
     assert not decided
 
 
 def test_what_a_log_is_told_is_the_same(caplog):
     """Every step, its numbers and their order."""
     words, numbers = [], []
-    for native in (True, False):
+    for way in ("phases", "steps"):
         caplog.clear()
         with caplog.at_level("DEBUG", logger="nlsq_nb"):
             start, options = (1.0, 0.1, 5.0), {"lbfgs_history_size": 3, "verbose": 2}
-            _, inside = fit("a*exp(-b*x) + c", X, DECAY + NOISE, start, native=native, **options)
-        assert len(inside) == 2 * native
+            _, inside = fit("a*exp(-b*x) + c", X, DECAY + NOISE, start, way=way, **options)
+        assert len(inside) == 2 * (way == "phases")
         text = re.sub(r"(time|reduction)=[^,s]*", "", "\n".join(caplog.messages))
         words.append(re.split(NUMBER, text))
         numbers.append([float(number) for number in re.findall(NUMBER, text)])
@@ -211,12 +229,12 @@ def test_what_a_log_is_told_is_the_same(caplog):
 def test_events_come_in_the_order_of_the_steps():
     """Clipped steps are counted many at a time, yet before and after what came between."""
     kinds = []
-    for native in (True, False):
+    for way in ("direct", "phases", "steps"):
         start, options = (1.0, 0.1, 5.0), {"lbfgs_history_size": 3}
-        result, _ = fit("a*exp(-b*x) + c", X, DECAY + NOISE, start, native=native, **options)
+        result, _ = fit("a*exp(-b*x) + c", X, DECAY + NOISE, start, way=way, **options)
         recent = result.streaming_diagnostics["telemetry"].get_recent_events(1000)
         kinds.append([(event["type"], event["data"].get("iteration")) for event in recent])
-    assert kinds[0] == kinds[1]
+    assert kinds[0] == kinds[1] == kinds[2]
     assert ("lbfgs_history_fill", 3) in kinds[0][2:-1]
 
 

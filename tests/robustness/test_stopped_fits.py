@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from nlsq_nb import (
+    AdaptiveHybridStreamingOptimizer,
     CheckpointError,
     HybridStreamingConfig,
     Model,
     NumericsError,
     StopFit,
-    compiled,
     curve_fit,
     get_defense_telemetry,
     reset_defense_telemetry,
 )
+from nlsq_nb.native_run import NativeRun
 from nlsq_nb.phases.state import StopReason
 
 MODEL = Model("a*exp(-b*x) + c")
@@ -454,16 +455,21 @@ def test_ctrl_c_gives_the_best_point_and_leaves_a_checkpoint(tmp_path, at):
 
 def test_ctrl_c_in_native_code_gives_a_result(monkeypatch):
     def interrupted(*args):
-        result = native(*args)
+        native(*args)
         signal.raise_signal(signal.SIGINT)
-        return result
 
-    native = compiled._run
-    monkeypatch.setattr(compiled, "_run", interrupted)
-    for method in (None, "lm"):
+    native = NativeRun.go
+    monkeypatch.setattr(NativeRun, "go", interrupted)
+    ways = [
+        lambda: curve_fit(MODEL, X, Y, POOR),
+        lambda: curve_fit(MODEL, X, Y, POOR, method="lm"),
+        lambda: AdaptiveHybridStreamingOptimizer().fit((X, Y), MODEL, POOR, verbose=0),
+    ]
+    for way in ways:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result = curve_fit(MODEL, X, Y, POOR, method=method)
+            result = way()
         assert result.status is StopReason.INTERRUPTED
         assert result.popt.tolist() == POOR
         assert np.isfinite(result.sse)
+        assert [entry["phase"] for entry in result.streaming_diagnostics["phase_history"]] == [0, 1, 2, 3]

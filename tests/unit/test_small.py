@@ -14,13 +14,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nlsq_nb import HybridStreamingConfig, Model, compiled
+from nlsq_nb import HybridStreamingConfig, Model, compiled, native_run
 from nlsq_nb.backends.cpu import CpuBackend
 from nlsq_nb.backends.small import PARTS, compiled_run, driver, layout, native
 from nlsq_nb.backends.small.build import build, compile_ir
 from nlsq_nb.backends.small.translate import translate
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.errors import BackendUnavailable
+from nlsq_nb.native_run import NativeRun
 from nlsq_nb.phases.defense import Defense, StepSizes
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.setup import setup
@@ -76,12 +77,15 @@ def task_of(name, *, separable=True, bounded=False):
 
 
 def run(phase, state, rows):
+    limit = getattr(phase, "max_iterations", 0)
     if isinstance(phase, GaussNewton):
         settings = (phase.tol, phase.initial_radius, state.signal, *compiled._UNUSED)
-        limit = phase.max_iterations
-        return compiled._run(layout.GAUSS_NEWTON, state, rows, settings, (limit, limit))
-    settings, asked = compiled._settings(phase, state, float(rows.n_rows)), compiled._asked(phase)
-    return compiled._run(layout.LBFGS, state, rows, settings, asked, phase.memory)
+        made, number = NativeRun(state, rows, settings, (limit, limit)), layout.GAUSS_NEWTON
+    else:
+        settings = compiled.warmup_settings(phase, state.signal, state.first_sse, float(rows.n_rows))
+        made, number = NativeRun(state, rows, settings, compiled.warmup_asked(phase), phase.memory), layout.LBFGS
+    made.go(number)
+    return made
 
 
 @contextmanager
@@ -100,7 +104,7 @@ def in_python(rows, shape):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(native.KERNELS, rows.kernel, call_kernel)
-        patch.setattr(compiled, "compiled_run", lambda: SimpleNamespace(call=call))
+        patch.setattr(native_run, "compiled_run", lambda: SimpleNamespace(call=call))
         yield
 
 
@@ -161,7 +165,7 @@ def test_without_native_code_phases_give_up(monkeypatch, caplog):
     state, rows = task_of("line")
     with monkeypatch.context() as patch:
         patch.setattr("nlsq_nb.backends.objects.load_code", fail)
-        patch.setattr(compiled, "compiled_run", compiled_run.__wrapped__)
+        patch.setattr(native_run, "compiled_run", compiled_run.__wrapped__)
         assert run(NEWTON, state, rows).stop == 0
     assert "nothing can be compiled" in caplog.text
 

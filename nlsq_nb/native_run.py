@@ -1,0 +1,144 @@
+"""`NativeRun`: the numbers of a small fit where its phases in native code find and leave them."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.backends.small import compiled_run
+from nlsq_nb.backends.small import layout as at
+from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupStop
+
+__all__ = ["NativeRun"]
+
+# by the numbers that the native text gives them; 0 is to give up
+_NEWTON_STOPS = (
+    None,
+    StopReason.RELATIVE_OFFSET,
+    StopReason.ROUNDING,
+    StopReason.EXACT_FIT,
+    StopReason.MAX_ITERATIONS,
+    StopReason.STALLED,
+)
+_WARMUP_STOPS = (
+    None,
+    WarmupStop.WARM_START,
+    WarmupStop.PLATEAU,
+    WarmupStop.GRADIENT,
+    WarmupStop.MAX_ITERATIONS,
+    WarmupStop.COST_GUARD,
+    WarmupStop.NO_STEP,
+    WarmupStop.ROUNDING,
+    WarmupStop.NOT_ASKED,
+    WarmupStop.NOTHING_NONLINEAR,
+)
+
+
+class NativeRun:
+    """The arrays of one fit, and phases run on them one after the other.
+
+    Parameters
+    ----------
+    state : FitState
+        What the first phase begins with.
+    rows : Resident
+        The data.
+    settings : tuple of float
+        What `layout` has from SETTINGS to the bounds.
+    asked : tuple of int
+        What `layout` has from LINES on; it begins with the lines of the log.
+    memory : int
+        Pairs that L-BFGS remembers.
+
+    Attributes
+    ----------
+    shape : Layout
+        Where everything is in `w`.
+    w : ndarray
+        The numbers.
+    task : ndarray of int64
+        What is asked.
+    stop : int
+        How the last phase ended, by the number in its native text; 0 where it gave up.
+    found : list of float
+        What it found.
+    """
+
+    __slots__ = ("_rows", "_space", "found", "shape", "stop", "task", "w")
+
+    def __init__(
+        self,
+        state: FitState,
+        rows: Resident,
+        settings: tuple[float, ...],
+        asked: tuple[int, ...],
+        memory: int = 0,
+    ) -> None:
+        shape = self.shape = at.layout(state.separable.tobytes(), len(rows.columns), memory, asked[0])
+        space = self._space = shape.space()
+        w = self.w = np.frombuffer(space, np.float64, shape.size)
+        task = self.task = np.frombuffer(space, np.int64, offset=w.nbytes)
+        task[:] = shape.task
+        first = state.theta if state.first is None else state.first
+        box = (state.lower, state.upper, state.normalizer.scales, first, state.theta)
+        np.concatenate((settings, *box), out=w[at.SETTINGS : shape.one + shape.n_params])
+        sums, given = state.sums, False
+        if sums is not None and sums.order == 2:
+            given, begin, size = True, shape.one + shape.sums, shape.n_sums
+            w[begin : begin + size], w[begin + size : begin + 2 * size] = sums.high, sums.low
+        bounded = max(state.lower.tolist()) > -math.inf or min(state.upper.tolist()) < math.inf
+        task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
+        task[-len(rows.columns) :] = rows.columns
+        self._rows, self.stop, self.found = rows, 0, list[float]()
+
+    def go(self, phase: int) -> None:
+        """Run a phase from the first record, which becomes its end.
+
+        Parameters
+        ----------
+        phase : int
+            One of `layout`.
+        """
+        entry = compiled_run()
+        if entry is not None:
+            place = ctypes.addressof(self._space)
+            self.stop = entry.call(phase, place + self.w.nbytes, place)
+            self.found = self.w[: at.RESULTS].tolist()
+
+    def go_on(self, trials: int) -> None:
+        """Run phase 2 from where phase 1 ended, without a log.
+
+        Parameters
+        ----------
+        trials : int
+            Most of them.
+        """
+        self.task[at.GIVEN], self.task[at.LINES], self.task[at.CEILING] = 1, 0, trials
+        self.go(at.GAUSS_NEWTON)
+
+    @property
+    def newton_stop(self) -> StopReason | None:
+        """How phase 2 ended; None where it gave up."""
+        return _NEWTON_STOPS[self.stop]
+
+    @property
+    def warmup_stop(self) -> WarmupStop | None:
+        """How phase 1 ended; None where it gave up."""
+        return _WARMUP_STOPS[self.stop]
+
+    def point(self, place: int, loss: float = math.inf) -> WarmupPoint:
+        """A record."""
+        p, begin, size = self.shape.n_params, self.shape.sums, self.shape.n_sums
+        part = self.w[place : place + begin + 2 * size].copy()
+        sums = NormalSums(self._rows.n_rows, p, 2, part[begin : begin + size], part[begin + size :])
+        return WarmupPoint(part[:p], sums, part[p : 2 * p], loss, part[2 * p : 3 * p])
+
+    def log(self, lines: int) -> NDArray[np.float64]:
+        """The lines of the log, as many as a phase told: a row for every step."""
+        width, begin = at.WIDTH + self.shape.n_params, self.shape.log
+        return self.w[begin : begin + lines * width].reshape(lines, width)
