@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from nlsq_nb.arguments import FitCall, read_data
 from nlsq_nb.backends import get_backend
-from nlsq_nb.config.flat import HybridStreamingConfig, config_from
+from nlsq_nb.config.flat import HybridStreamingConfig
+from nlsq_nb.config.given import config_from
 from nlsq_nb.direct import fit_directly
 from nlsq_nb.errors import UnsupportedOption
 from nlsq_nb.fitting import Fit

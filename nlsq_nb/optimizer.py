@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from nlsq_nb.arguments import read_call
 from nlsq_nb.backends import get_backend
-from nlsq_nb.config.flat import HybridStreamingConfig, config_from
+from nlsq_nb.config.flat import HybridStreamingConfig
+from nlsq_nb.config.given import config_from
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.fitting import Fit
 from nlsq_nb.models.wrapper import NormalizedModelWrapper

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from nlsq_nb.config.flat import changed, config_from
+from nlsq_nb.config.flat import changed
+from nlsq_nb.config.given import config_from
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.errors import DataError, ModelError, NlsqError
 from nlsq_nb.models.symbolic import Model

@@ -18,7 +18,7 @@ from nlsq_nb.config.groups import OWNERS, Groups
 from nlsq_nb.config.named import Named
 from nlsq_nb.config.rules import Unasked
 
-__all__ = ["HybridStreamingConfig", "changed", "config_from"]
+__all__ = ["HybridStreamingConfig", "changed", "grouped_by_need", "refuse_unknown", "values_of"]
 
 # what SciPy's solvers call them
 _SCIPY = {
@@ -284,7 +284,7 @@ class HybridStreamingConfig(Named):
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return all(same(value, getattr(other, name)) for name, value in _values(self).items())
+        return all(same(value, getattr(other, name)) for name, value in values_of(self).items())
 
     def groups(self) -> Groups:
         """The frozen groups that the library reads.
@@ -294,7 +294,7 @@ class HybridStreamingConfig(Named):
         Groups
             Validated anew, since fields may have been assigned to.
         """
-        return _group(_values(self))
+        return grouped_by_need(values_of(self))
 
     def explain(self) -> str:
         """Every option by group, with what differs from the defaults marked.
@@ -304,7 +304,7 @@ class HybridStreamingConfig(Named):
         str
             A line per option, for `print`.
         """
-        return describe(_values(self), _DEFAULTS)
+        return describe(values_of(self), _DEFAULTS)
 
 
 _generated = HybridStreamingConfig.__init__
@@ -318,14 +318,14 @@ _DEFAULT_GROUPS = Groups.from_flat(_DEFAULTS)
 
 @functools.wraps(_generated)
 def _init(self: HybridStreamingConfig, *args: Any, **named: Any) -> None:
-    _refuse_unknown(named)
+    refuse_unknown(named)
     _generated(self, *args, **named)
 
 
 HybridStreamingConfig.__init__ = _init  # type: ignore[method-assign]
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:
+def refuse_unknown(names: Iterable[str]) -> None:
     """Refuse a name that is not a field, naming the closest one."""
     for name in names:
         if name not in _DEFAULTS:
@@ -334,11 +334,12 @@ def _refuse_unknown(names: Iterable[str]) -> None:
             raise TypeError(f"unexpected keyword argument {name!r}{hint}")
 
 
-def _values(config: HybridStreamingConfig) -> dict[str, Any]:
+def values_of(config: HybridStreamingConfig) -> dict[str, Any]:
+    """Every field of a configuration."""
     return dict(zip(_DEFAULTS, _read(config), strict=True))
 
 
-def _group(values: Mapping[str, Any]) -> Groups:
+def grouped_by_need(values: Mapping[str, Any]) -> Groups:
     """Every fit groups its options, so what is the default itself is not validated again."""
     given = {}
     for name, value in values.items():
@@ -347,47 +348,6 @@ def _group(values: Mapping[str, Any]) -> Groups:
         if value is not default and not (type(value) is list and value == default):
             given[name] = value
     return _DEFAULT_GROUPS.updated(given)
-
-
-@functools.lru_cache(maxsize=64)
-def _grouped(items: tuple[tuple[str, type, Any], ...]) -> Groups:
-    """The same for the keywords of a call: fits in a loop repeat them. 1 and True are different values."""
-    return _group({name: value for name, _, value in items})
-
-
-def config_from(base: HybridStreamingConfig | None, overrides: Mapping[str, Any]) -> Groups:
-    """Options from a configuration and keyword overrides.
-
-    Parameters
-    ----------
-    base : HybridStreamingConfig or None
-        The configuration, None for the defaults.
-    overrides : mapping
-        Field name -> value.
-
-    Returns
-    -------
-    Groups
-        Validated.
-
-    Raises
-    ------
-    TypeError
-        For a name that is not a field; names the closest one.
-    ConfigError, UnsupportedOption
-        For an invalid value or one that is not honoured.
-    """
-    _refuse_unknown(overrides)
-    if base is None:
-        key = tuple((name, type(value), value) for name, value in overrides.items())
-        try:
-            hash(key)
-        except TypeError:
-            return _group(overrides)
-        return _grouped(key)
-    if not isinstance(base, HybridStreamingConfig):
-        raise TypeError(f"config must be a HybridStreamingConfig, not {type(base).__name__}")
-    return _group({**_values(base), **overrides})
 
 
 def changed(options: Groups) -> dict[str, Any]:

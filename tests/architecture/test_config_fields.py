@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nlsq_nb.config import flat, groups
-from nlsq_nb.config.flat import config_from
+from nlsq_nb.config.given import config_from
 from nlsq_nb.config.rules import Choice
 from nlsq_nb.errors import ConfigError, UnsupportedOption
 

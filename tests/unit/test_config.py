@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nlsq_nb import ConfigError, HybridStreamingConfig, UnsupportedOption
-from nlsq_nb.config.flat import config_from
+from nlsq_nb.config.given import config_from
 from nlsq_nb.config.groups import OWNERS
 
 FIELDS = [field.name for field in dataclasses.fields(HybridStreamingConfig)]
