@@ -68,6 +68,7 @@ class FitCall:
     verbose: int | None = None
 
 
+_FREE = (-np.inf, np.inf)
 _REST = ("p0", "bounds", "sigma", "absolute_sigma", "callback", "verbose")
 _SPELLINGS = {"model": "func", "x_data": "x", "y_data": "y", "data_source": "data"}
 
@@ -173,10 +174,8 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
     DataError
         For anything else, and for nan.
     """
-    if bounds is None:
-        bounds = (-np.inf, np.inf)
     p, names = model.n_params, model.params
-    if type(bounds) is tuple and bounds == (-np.inf, np.inf):
+    if bounds is None or (type(bounds) is tuple and all(type(b) is float for b in bounds) and bounds == _FREE):
         return np.full(p, -np.inf), np.full(p, np.inf)
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = (bounds.lb, bounds.ub)

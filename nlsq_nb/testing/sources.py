@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.backends import get_backend
-from nlsq_nb.config.flat import config_from
+from nlsq_nb.config.given import config_from
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.errors import SourceError
