@@ -14,10 +14,9 @@ from nlsq_nb.core.chunk import Resident
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupStop
 
-__all__ = ["NativeRun"]
+__all__ = ["NEWTON_STOPS", "NativeRun"]
 
-# by the numbers that the native text gives them; 0 is to give up
-_NEWTON_STOPS = (
+NEWTON_STOPS = (
     None,
     StopReason.RELATIVE_OFFSET,
     StopReason.ROUNDING,
@@ -25,6 +24,8 @@ _NEWTON_STOPS = (
     StopReason.MAX_ITERATIONS,
     StopReason.STALLED,
 )
+"""Why phase 2 ended, by the numbers that the native text gives; 0 is to give up."""
+
 _WARMUP_STOPS = (
     None,
     WarmupStop.WARM_START,
@@ -124,7 +125,7 @@ class NativeRun:
     @property
     def newton_stop(self) -> StopReason | None:
         """How phase 2 ended; None where it gave up."""
-        return _NEWTON_STOPS[self.stop]
+        return NEWTON_STOPS[self.stop]
 
     @property
     def warmup_stop(self) -> WarmupStop | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.layout import SEGMENT, sums_size
 
-__all__ = ["Accumulator", "NormalSums", "add_compensated", "add_segments"]
+__all__ = ["Accumulator", "NormalSums", "add_compensated", "add_segments", "square"]
 
 Floats = NDArray[np.float64]
 _FEW = 64  # numbers up to which Python is faster than NumPy
@@ -144,7 +144,7 @@ class NormalSums:
     @cached_property
     def jtj(self) -> Floats:
         """JᵀWJ, shape (p, p), symmetric."""
-        return self.packed.take(_square(self.n_params))
+        return self.packed.take(square(self.n_params))
 
     @cached_property
     def derived(self) -> dict[str, Any]:
@@ -171,8 +171,19 @@ def _upper(p: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 @lru_cache(maxsize=32)
-def _square(p: int) -> NDArray[np.intp]:
-    """Where each element of the full JᵀWJ is packed."""
+def square(p: int) -> NDArray[np.intp]:
+    """Where each element of the full JᵀWJ is packed.
+
+    Parameters
+    ----------
+    p : int
+        Number of parameters.
+
+    Returns
+    -------
+    ndarray of int, shape (p, p)
+        Indices into packed sums of order 2.
+    """
     where = np.empty((p, p), dtype=np.intp)
     rows, columns = _upper(p)
     where[rows, columns] = where[columns, rows] = np.arange(1 + p, sums_size(p, 2))

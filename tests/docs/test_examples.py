@@ -26,7 +26,7 @@ def test_example_runs(text, capsys):
     exec(compile(text, "example", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("name", ["nlsq_nb", "nlsq_nb.api", "nlsq_nb.models.symbolic"])
+@pytest.mark.parametrize("name", ["nlsq_nb", "nlsq_nb.api", "nlsq_nb.many", "nlsq_nb.models.symbolic"])
 def test_docstring_examples(name):
     failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
