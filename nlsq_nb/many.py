@@ -41,7 +41,7 @@ _NAMED = 10  # rows that a warning lists
 class ManyFits:
     """The outcome of many fits; `popt, pcov = fits` gives the arrays.
 
-    Attributes
+    Parameters
     ----------
     names : tuple of str, length p
         Parameter names.
