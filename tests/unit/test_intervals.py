@@ -2,11 +2,22 @@
 
 import pickle
 
+import h5py
 import numpy as np
 import pytest
 from scipy.special import ndtri, stdtrit
 
-from nlsq_nb import ConvergenceWarning, DataError, Model, UnsupportedOption, curve_fit
+from nlsq_nb import (
+    AdaptiveHybridStreamingOptimizer,
+    ConvergenceWarning,
+    DataError,
+    HDF5Source,
+    HybridStreamingConfig,
+    Model,
+    SourceError,
+    UnsupportedOption,
+    curve_fit,
+)
 from nlsq_nb.core.profile import Held, end_of_interval
 from nlsq_nb.core.sums import NormalSums
 
@@ -158,7 +169,8 @@ def test_no_degrees_of_freedom_and_exact_data():
 def test_a_lower_sse_on_the_way_is_told():
     # two basins in b: the fit is stopped in the wrong one by its start
     x = np.linspace(0.0, 1.0, 40)
-    result = fit("a*sin(b*x)", x, np.sin(20 * x) + 0.02 * RNG.normal(size=40), p0=[1, 30], method="trf")
+    y = np.sin(20 * x) + 0.02 * RNG.normal(size=40)
+    result = fit("a*sin(b*x)", x, y, p0=[1, 30], method="trf", second_opinion=False)
     assert abs(result.popt[1] - 20) > 1
     with pytest.warns(ConvergenceWarning, match="lower sse"):
         profile = result.profile("b", level=0.9999)
@@ -178,9 +190,19 @@ def test_several_outputs_and_float32():
 def test_data_read_in_chunks_give_the_same_bits(tmp_path):
     x = np.linspace(0.0, 4.0, 10_000)
     y = 3 * np.exp(-1.5 * x) + 0.5 + 0.1 * np.random.default_rng(0).normal(size=10_000)
-    whole = curve_fit(DECAY, x, y)
+    interval = curve_fit(DECAY, x, y).profile("b").interval
     parts = curve_fit(DECAY, x, y, loop_strategy="loop", chunk_size=4096)
-    assert whole.profile("b").interval == parts.profile("b").interval
+    assert parts.profile("b").interval == interval
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file["x"], file["y"] = x, y
+    optimizer = AdaptiveHybridStreamingOptimizer(HybridStreamingConfig(verbose=0, chunk_size=4096))
+    stored = optimizer.fit(HDF5Source(tmp_path / "rows.h5"), DECAY, [1, 1, 1])
+    assert stored.profile("b").interval == interval
+    again = optimizer.fit(lambda: iter([(x[:5000], y[:5000]), (x[5000:], y[5000:])]), DECAY, [1, 1, 1])
+    assert again.profile("b").interval == interval
+    once = optimizer.fit(iter([(x, y)]), DECAY, [1, 1, 1])
+    with pytest.raises(SourceError, match="fresh iterator"):
+        once.profile("b")
 
 
 def test_refuses():
