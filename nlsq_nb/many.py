@@ -14,7 +14,8 @@ from nlsq_nb.arguments import FitCall
 from nlsq_nb.backends import get_backend
 from nlsq_nb.batch import Ends, newton_batch
 from nlsq_nb.compiled import is_eligible
-from nlsq_nb.config.flat import HybridStreamingConfig, config_from
+from nlsq_nb.config.flat import HybridStreamingConfig
+from nlsq_nb.config.given import config_from
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import numeric
 from nlsq_nb.core.normalize import ParameterNormalizer
