@@ -46,11 +46,11 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     full_output: bool = False,
     **config_fields: Any,
 ) -> Any:
-    """Fit a model to data by nonlinear least squares.
+    """Fit a model to data by nonlinear least squares, or with a loss that bears outliers.
 
-    Minimises Σ ((y − f(x, θ))/σ)²: an L-BFGS warm-up behind four defence layers brings a poor start
-    near, Levenberg–Marquardt on sums that one pass over the data gives finds the optimum;
-    parameters that enter linearly are solved for exactly (variable projection).
+    Minimises Σ ((y − f(x, θ))/σ)², or what `loss` makes of it: an L-BFGS warm-up behind four
+    defence layers brings a poor start near, Levenberg–Marquardt on sums that one pass over the data
+    gives finds the optimum; parameters that enter linearly are solved for exactly (variable projection).
 
     Parameters
     ----------
@@ -82,10 +82,14 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         Jacobian (n, p) of a plain function, which is then called as it is, not traced.
     config : HybridStreamingConfig, optional
         Options; keywords of the same names override it.
-    loss : {"linear"}
-        Only least squares in this version.
+    loss : {"linear", "huber", "soft_l1", "cauchy", "arctan", "tukey"}
+        What a residual costs: ½ f² ρ(w r²/f²) with f = f_scale, as in SciPy's `least_squares`, which has
+        all but Tukey's biweight. pcov of a robust loss is the sandwich; `absolute_sigma` has no
+        part in it.
     f_scale : float
-        Scale of a robust loss; 1 for the linear one.
+        Residual, in units of sigma where that is given, from which on a point counts as an outlier.
+        Some 1.3 (huber) to 5 (tukey) times the standard deviation of good points; of no meaning
+        for "linear".
     nan_policy : {None, "raise", "omit"}
         What to do with rows that are not finite; None follows check_finite.
     backend : {"auto", "cpu", "reference"}
@@ -115,6 +119,9 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         When the model is not finite at the start.
     UnsupportedOption
         For an option of SciPy's that is not supported.
+    ValueError
+        For an unknown `method` or `loss`, an `f_scale` that is not positive, and for bounds or a robust loss
+        with "lm".
     TypeError
         For an unknown keyword.
 
@@ -132,15 +139,19 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     if not check_finite or nan_policy == "omit":
         config_fields["validate_numerics"] = False
     options = config_from(config, config_fields)
-    _check_options(method, loss, f_scale, nan_policy)
+    _check_options(method, nan_policy)
     weights = GroupWeights(options.weights.values) if options.weights.weighted else None
     given = {"x": xdata, "y": ydata, "sigma": sigma} if ydata is not None else read_data(xdata, sigma)
     if full_output and "source" in given:
         raise UnsupportedOption("full_output=True needs the data in memory; use the result's residual_chunks()")
+    given |= {"loss": loss, "f_scale": f_scale}
     call = FitCall(f, p0=p0, bounds=bounds, absolute_sigma=absolute_sigma, **given)
     where = get_backend(backend, options.data.n_threads)
     omit = nan_policy == "omit"
     problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights)
+    if method == "lm" and problem.loss.is_robust:
+        close(problem.source)
+        raise ValueError(f"method='lm' supports only loss='linear', not {loss!r}; use 'trf' or None")
     if method == "lm" and any(np.isfinite(side).any() for side in problem.bounds):
         close(problem.source)
         raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
@@ -161,12 +172,10 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
 
 
-def _check_options(method: str | None, loss: str, f_scale: float, nan_policy: str | None) -> None:
+def _check_options(method: str | None, nan_policy: str | None) -> None:
     if method == "dogbox":
         raise UnsupportedOption("method='dogbox' is not supported; use None, 'lm' or 'trf'")
     if method not in (None, "auto", "hybrid_streaming", "lm", "trf"):
         raise ValueError(f"method={method!r} is not one of auto, hybrid_streaming, lm, trf")
-    if loss != "linear" or f_scale != 1.0:
-        raise UnsupportedOption(f"loss={loss!r} with f_scale={f_scale}: only loss='linear' so far")
     if nan_policy not in (None, "raise", "omit"):
         raise ValueError(f"nan_policy={nan_policy!r} is not one of None, 'raise', 'omit'")

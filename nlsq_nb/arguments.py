@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.errors import DataError
+from nlsq_nb.core.losses import LEAST_SQUARES, LOSSES, Loss
+from nlsq_nb.errors import ConfigError, DataError, UnsupportedOption
 from nlsq_nb.models.base import ModelBase
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.sources import as_source
 
-__all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_start", "rows_of", "values_in"]
+__all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_loss", "read_start", "rows_of", "values_in"]
 
 Floats = NDArray[np.float64]
+_LEAST_SCALE = 1e-150  # whose square is a number, and one over it
 
 
 def rows_of(ydata: Any) -> int:
@@ -54,6 +57,8 @@ class FitCall:
         As given.
     verbose : int or None
         None follows the configuration.
+    loss, f_scale : Any
+        As given.
     """
 
     func: Any = None
@@ -66,10 +71,12 @@ class FitCall:
     absolute_sigma: bool = False
     callback: Any = None
     verbose: int | None = None
+    loss: Any = "linear"
+    f_scale: Any = 1.0
 
 
 _FREE = (-np.inf, np.inf)
-_REST = ("p0", "bounds", "sigma", "absolute_sigma", "callback", "verbose")
+_REST = ("p0", "bounds", "sigma", "absolute_sigma", "callback", "verbose", "loss", "f_scale")
 _SPELLINGS = {"model": "func", "x_data": "x", "y_data": "y", "data_source": "data"}
 
 
@@ -152,6 +159,41 @@ def read_data(data: Any, sigma: Any) -> dict[str, Any]:
     if len(data) == 3 and sigma is not None:
         raise TypeError("sigma is given twice: in the data source and as an argument")
     return {"x": data[0], "y": data[1], "sigma": data[2] if len(data) == 3 else sigma}
+
+
+def read_loss(loss: Any, f_scale: Any) -> Loss:
+    """The loss that a fit minimises.
+
+    Parameters
+    ----------
+    loss : str
+        One of `core.losses.LOSSES`.
+    f_scale : float
+        Positive; of no meaning for "linear".
+
+    Returns
+    -------
+    Loss
+        Least squares for "linear", whatever the scale is.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown loss, or a scale that is not a positive number whose square is one.
+    UnsupportedOption
+        For a function as loss, which SciPy takes.
+    """
+    if callable(loss):
+        raise UnsupportedOption(f"loss is a function; choose one of {', '.join(LOSSES)}")
+    if loss not in LOSSES:
+        raise ConfigError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
+    try:
+        scale = math.nan if isinstance(f_scale, (str, bytes, bool)) else float(f_scale)
+    except (TypeError, ValueError):
+        scale = math.nan
+    if not _LEAST_SCALE <= scale <= 1.0 / _LEAST_SCALE:
+        raise ConfigError(f"f_scale={f_scale!r} is not a positive, finite number")
+    return Loss(loss, scale) if loss != "linear" else LEAST_SQUARES
 
 
 def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:

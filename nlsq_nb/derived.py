@@ -13,7 +13,7 @@ __all__ = ["DerivedValues"]
 Floats = NDArray[np.float64]
 # computed when asked for; fun too, but that needs a pass over the data
 _DERIVED = (
-    *("streaming_diagnostics", "x", "perr", "cost", "chi2", "reduced_chi2"),
+    *("streaming_diagnostics", "x", "perr", "chi2", "reduced_chi2"),
     *("r_squared", "aic", "bic", "correlation", "params"),
 )
 
@@ -26,6 +26,7 @@ class DerivedValues:
     popt: Floats
     pcov: Floats
     sse: float
+    loss: str
     n_points: int
     dof: int
     active_mask: NDArray[np.int_]
@@ -96,11 +97,6 @@ class DerivedValues:
         return np.sqrt(np.diagonal(self.pcov))
 
     @property
-    def cost(self) -> float:
-        """½ sse."""
-        return 0.5 * self.sse
-
-    @property
     def chi2(self) -> float:
         """Same as sse: Σ ((y − f)/σ)² when sigma was given."""
         return self.sse
@@ -117,15 +113,17 @@ class DerivedValues:
 
     @property
     def aic(self) -> float:
-        """Akaike's criterion n log(sse/n) + 2k for k free parameters."""
+        """Akaike's criterion n log(sse/n) + 2k for k free parameters; nan under a robust loss."""
         return self._likelihood() + 2.0 * (self.n_points - self.dof)
 
     @property
     def bic(self) -> float:
-        """Bayesian criterion n log(sse/n) + k log n for k free parameters."""
+        """Bayesian criterion n log(sse/n) + k log n for k free parameters; nan under a robust loss."""
         return self._likelihood() + math.log(self.n_points) * (self.n_points - self.dof)
 
     def _likelihood(self) -> float:
+        if self.loss != "linear":
+            return math.nan
         return self.n_points * math.log(self.sse / self.n_points) if self.sse > 0.0 else -math.inf
 
     @property

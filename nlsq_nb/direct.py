@@ -103,8 +103,8 @@ def fit_directly(
     Returns
     -------
     FitResult or None
-        None where the fit is for `Fit`: something watches it, there are many rows or parameters, or a
-        phase gave up or did not converge.
+        None where the fit is for `Fit`: something watches it, the loss is robust, there are many rows or
+        parameters, or a phase gave up or did not converge.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def fit_directly(
         For data or a start that cannot be fitted.
     """
     plan = _plan_of(options)
-    if plan is None or isinstance(problem.model.program, OpaqueProgram):
+    if plan is None or problem.loss.is_robust or isinstance(problem.model.program, OpaqueProgram):
         return None
     source = retrying(problem.source, options)
     if source.n_rows > RESIDENT_ROWS:

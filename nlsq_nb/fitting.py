@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from nlsq_nb.compiled import advance
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.errors import StopFit
+from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.errors import StopFit, UnsupportedOption
 from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.multistart import best_start
@@ -26,10 +26,11 @@ from nlsq_nb.opinion import second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.driver import run
-from nlsq_nb.phases.finalize import Outcome, finalize
+from nlsq_nb.phases.finalize import Outcome, finalize, finalize_robust
+from nlsq_nb.phases.graduated import scatter_of, under_the_loss
 from nlsq_nb.phases.setup import better, restart
 from nlsq_nb.phases.state import FitState, StopReason
-from nlsq_nb.plan import newton_phase, objective_over, penalty_of, warmup_phase
+from nlsq_nb.plan import objective_over, penalty_of, robust_phase, warmup_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase
 from nlsq_nb.record import FitRecord
@@ -37,6 +38,7 @@ from nlsq_nb.result import FitResult
 from nlsq_nb.resuming import WatchedPhase, beside, resume, writer_for
 from nlsq_nb.sampled import advance_on_sample
 from nlsq_nb.scan import DataSummary, require_rowwise, summarize
+from nlsq_nb.stages import advance_stages
 
 __all__ = ["Fit"]
 
@@ -102,7 +104,10 @@ class Fit:
         self._problem, self._source = replace(problem, source=source), source
         self._warms_up = warms_up
         # a method that begins with phase 2 is asked for as it is
-        self._asks = warms_up or options.checks.second_opinion is True
+        wanted, loss = options.checks.second_opinion, problem.loss
+        if wanted is True and loss.is_robust:
+            raise UnsupportedOption(f"second_opinion=True compares sums of squares: not with loss={loss.kind!r}")
+        self._asks = (warms_up or wanted is True) and not loss.is_robust
         self.record = FitRecord(problem.model)
         self._telemetry = DefenseLayerTelemetry()
         self._observers: list[Observer] = [
@@ -194,11 +199,12 @@ class Fit:
         self._emit(PhaseStarted(2, NAMES[2]))
         objective = means.objective
         if state.stop in (StopReason.CALLBACK, StopReason.INTERRUPTED):
-            state = _stopped(state, objective)
+            state = under_the_loss(_stopped(state, objective), objective, self._problem.loss)
         else:
             revision = objective.revision
-            newton = newton_phase(self._options, self._problem.model.n_params)
+            newton = robust_phase(self._options, self._problem.model.n_params, self._problem.loss)
             state = self._drive(2, newton, state, means, resumed=means.at == 2)
+            state = under_the_loss(state, objective, self._problem.loss)
             assert state.sums is not None
             assert state.first is not None
             worse = state.sums.sse > state.first_sse and revision == objective.revision
@@ -241,10 +247,14 @@ class Fit:
             summary = summarize(source, self._problem.model.x, check=False, backend=self._backend)
         assert state.sums is not None
         if state.sums.order < 2 and len(state.theta) <= _DENSE:
-            state = replace(state, sums=objective(state.theta, 2))
+            state = replace(state, sums=objective.under(self._problem.loss)(state.theta, 2))
         penalty = penalty_of(self._options, source.n_rows)
-        added = 0.0 if penalty is None else penalty(state.theta).sse
-        outcome = finalize(state, summary.n_residuals, self._problem.absolute_sigma, added)
+        added = NormalSums.zero(len(state.theta), 2) if penalty is None else penalty(state.theta)
+        if self._problem.loss.is_robust:
+            scatter = scatter_of(state, objective, self._problem.loss, added)
+            outcome = finalize_robust(state, summary.n_residuals, added.sse, scatter)
+        else:
+            outcome = finalize(state, summary.n_residuals, self._problem.absolute_sigma, added.sse)
         found = covariance_found(self._problem.model, outcome)
         self._done(3, state, found, "done")
         return outcome, summary
@@ -264,7 +274,7 @@ class Fit:
         self._emit(FirstPassStarted(self._source.n_chunks, self._source.n_rows))
         # who looks at every step, keeps it, or goes on from one, needs Python between the passes
         if writer is None and not self._is_watched and means.at == 0:
-            go = advance if objective.sample is objective else advance_on_sample
+            go = advance_stages if objective.sample is objective else advance_on_sample
             try:
                 ended = go(phase, state, objective, self._options.report.verbose > 0)
             except KeyboardInterrupt:  # native code ends first; where it began is what is known

@@ -153,7 +153,7 @@ def _profiles(
     result: Any, refit: Refit | None, level: float, half: Floats
 ) -> tuple[Floats, Floats, dict[str, str]]:
     """The same from a profile of each parameter."""
-    optimum, notes = _optimum(refit), {}
+    optimum, notes = _optimum(result, refit), {}
     lower, upper = result.popt.copy(), result.popt.copy()
     for k, name in enumerate(result.names):
         if result.bounds[0][k] == result.bounds[1][k]:
@@ -178,7 +178,7 @@ def profile_of(
     if result.bounds[0][k] == result.bounds[1][k]:
         raise DataError(f"parameter {name!r} is fixed by equal bounds: it has no profile")
     half = _half_widths(result, level)
-    found = _profile(result, _optimum(refit), k, level, float(half[k]), points)
+    found = _profile(result, _optimum(result, refit), k, level, float(half[k]), points)
     if found.better is not None:
         _warn_of_better(result, found, depth=4)
     return found
@@ -230,7 +230,9 @@ def _scatter(result: Any, sigma: ArrayLike | None) -> Any:
 # --- likelihood ---
 
 
-def _optimum(refit: Refit | None) -> tuple[Refit, Held]:
+def _optimum(result: Any, refit: Refit | None) -> tuple[Refit, Held]:
+    if result.loss != "linear":
+        raise UnsupportedOption(f"loss={result.loss!r} has no likelihood to profile; use method='wald'")
     if refit is None:
         raise DataError(
             "the data stayed in the process of the fit: there are no profiles; use method='wald'"

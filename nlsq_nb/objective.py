@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.protocols import Engine, Source
 from nlsq_nb.sources.weights import total_weight
@@ -24,6 +25,9 @@ class SourcedEngine(Engine, Protocol):
     @property
     def source(self) -> Source:
         """The rows of its passes."""
+
+    def under(self, loss: Loss) -> SourcedEngine:
+        """The engine over the same rows with another loss."""
 
 
 class DataObjective:
@@ -44,11 +48,6 @@ class DataObjective:
     sample : callable, optional
         Makes the objective over a sample of the rows, once, when it is first asked for; without it
         the sample is this objective.
-
-    Attributes
-    ----------
-    passes : int
-        Passes over all rows so far; a sample counts its own.
     """
 
     def __init__(
@@ -69,8 +68,18 @@ class DataObjective:
         self._weight = None if weight is None else (engine.source.revision, weight)
         self._stiffness: tuple[bytes, Floats] | None = None
         self._resident: tuple[int, Resident | None] | None = None
+        self._views: dict[Loss, DataObjective] = {}
+        self._count = [0]
         self.n_params = n_params
-        self.passes = 0
+
+    @property
+    def passes(self) -> int:
+        """Passes over all rows so far, under any loss; a sample counts its own."""
+        return self._count[0]
+
+    @passes.setter
+    def passes(self, count: int) -> None:
+        self._count[0] = count
 
     @property
     def source(self) -> Source:
@@ -113,6 +122,16 @@ class DataObjective:
             self._explain(theta)
         self.passes += 1
         return sums
+
+    def under(self, loss: Loss) -> DataObjective:
+        """The objective with another loss; see `Objective.under`."""
+        view = self._views.get(loss)
+        if view is None:
+            engine = self._engine.under(loss)
+            view = DataObjective(engine, self.n_params, self._explain, penalty=self._penalty)
+            view._count = self._count
+            self._views[loss] = view
+        return view
 
     def resident(self) -> Resident | None:
         """The rows and their kernel for native code that makes many passes.

@@ -87,7 +87,8 @@ class AdaptiveHybridStreamingOptimizer:
             standard deviations. absolute_sigma : whether they are in the units of y. callback :
             `callback(params, loss, iteration)` with physical parameters (p,), the sse and a rising
             count; returning True or raising `StopFit` ends the fit, and `set_residual_weights` may
-            be called from it. verbose : 0, 1 or 2; the configuration's when omitted.
+            be called from it. verbose : 0, 1 or 2; the configuration's when omitted. loss, f_scale :
+            as for `curve_fit`.
 
         Returns
         -------

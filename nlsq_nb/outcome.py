@@ -15,6 +15,7 @@ from nlsq_nb.models.symbolic import Model
 from nlsq_nb.observe.history import PhaseHistory
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry
 from nlsq_nb.phases.finalize import Outcome
+from nlsq_nb.phases.trial import sums_of
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend
 from nlsq_nb.refitting import HeldFit
@@ -83,7 +84,6 @@ def result_of(
     """
     model, state = problem.model, outcome.state
     stop = state.stop
-    assert state.sums is not None
     assert stop is not None
     return FitResult(
         names=model.params,
@@ -93,12 +93,15 @@ def result_of(
         status=stop,
         message=stop.value,
         sse=outcome.sse,
+        cost=outcome.cost,
+        loss=problem.loss.kind,
+        f_scale=problem.loss.f_scale,
         n_points=summary.n_residuals,
         dof=outcome.dof,
         nit=observed.steps,
         nfev=observed.passes,
         njev=observed.passes,
-        grad=-state.sums.jtr,
+        grad=-sums_of(state).jtr,
         optimality=state.offset,
         active_mask=outcome.active,
         bounds=(state.lower, state.upper),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from nlsq_nb.config.groups import (
     DEFAULT_RATE_REFINEMENT,
     Groups,
 )
+from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.penalties import group_variance, largest_strength
 from nlsq_nb.core.sampling import stratified_rows
 from nlsq_nb.core.sums import NormalSums
@@ -26,6 +28,7 @@ from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.conjugate_gradient import ConjugateGradient
 from nlsq_nb.phases.defense import Defense, StepSizes
 from nlsq_nb.phases.gauss_newton import GaussNewton
+from nlsq_nb.phases.graduated import Graduated
 from nlsq_nb.phases.state import FitState
 from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
@@ -41,6 +44,7 @@ __all__ = [
     "newton_phase",
     "objective_over",
     "penalty_of",
+    "robust_phase",
     "warmup_phase",
 ]
 
@@ -48,6 +52,8 @@ Floats = NDArray[np.float64]
 _GATHERED = 100_000  # rows from which the batches of the tournament are drawn
 _BATCH = 256  # least rows of a batch of the tournament
 _BATCH_PER_PARAMETER = 16
+_FINE = 1e-2  # of the tolerance: convergence under a robust loss is linear, so that no step overshoots it
+_ROUGH = 1e-2  # relative offset that the stages before the last are brought to
 
 
 def warmup_phase(options: Groups, summary: DataSummary, n_params: int) -> Warmup:
@@ -97,7 +103,38 @@ def warmup_phase(options: Groups, summary: DataSummary, n_params: int) -> Warmup
     )
 
 
-def newton_phase(options: Groups, n_params: int, at_most: int | None = None) -> Phase[FitState]:
+def robust_phase(options: Groups, n_params: int, loss: Loss) -> Phase[FitState]:
+    """Phase 2 under a loss.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated options.
+    n_params : int
+        p.
+    loss : Loss
+        Any; that of least squares makes it `newton_phase`.
+
+    Returns
+    -------
+    Phase
+        The stages before the last are not brought to convergence, and may take half of the iterations.
+    """
+    if not loss.is_robust:
+        return newton_phase(options, n_params)
+    tol = options.gauss_newton.tol
+    whole = newton_phase(options, n_params, tol=_FINE * tol)
+    tol = max(_ROUGH, tol)
+    rough = newton_phase(options, n_params, max(1, options.gauss_newton.max_iterations // 2), tol)
+    if isinstance(whole, GaussNewton) and isinstance(rough, GaussNewton):
+        between, last = (replace(phase, eliminates=False) for phase in (rough, whole))
+        return Graduated(rough, between, last, loss, order=2)
+    return Graduated(rough, rough, whole, loss, order=1)
+
+
+def newton_phase(
+    options: Groups, n_params: int, at_most: int | None = None, tol: float | None = None
+) -> Phase[FitState]:
     """Phase 2.
 
     Parameters
@@ -108,6 +145,8 @@ def newton_phase(options: Groups, n_params: int, at_most: int | None = None) -> 
         p.
     at_most : int, optional
         Fewer iterations than the options allow.
+    tol : float, optional
+        Another relative offset than that of the options.
 
     Returns
     -------
@@ -116,7 +155,7 @@ def newton_phase(options: Groups, n_params: int, at_most: int | None = None) -> 
     """
     newton, o = options.gauss_newton, options.cg
     iterations = min(newton.max_iterations, at_most or newton.max_iterations)
-    common = (iterations, newton.tol, newton.initial_radius)
+    common = (iterations, newton.tol if tol is None else tol, newton.initial_radius)
     if is_matrix_free(options, n_params):
         return ConjugateGradient(*common, o.max_iterations, o.rtol, o.atol)
     return GaussNewton(*common, newton.ridge)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.arguments import FitCall, read_bounds, read_start, rows_of, values_in
+from nlsq_nb.arguments import FitCall, read_bounds, read_loss, read_start, rows_of, values_in
 from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.errors import ModelError
 from nlsq_nb.models.inputs import as_model
 from nlsq_nb.models.opaque import JacobianRule
@@ -40,6 +41,8 @@ class Problem:
         Lower and upper, ±inf for none.
     absolute_sigma : bool
         Whether sigma is taken as it is.
+    loss : Loss
+        What is minimised.
     """
 
     model: Model
@@ -47,6 +50,7 @@ class Problem:
     p0: Floats
     bounds: tuple[Floats, Floats]
     absolute_sigma: bool = False
+    loss: Loss = LEAST_SQUARES
 
 
 def read_problem(
@@ -92,8 +96,9 @@ def read_problem(
         model = _model_of_groups(call.func, x, rows, n_start, jac)
     low, high = read_bounds(call.bounds, model)
     start = read_start(call.p0, model, low, high)
+    loss = read_loss(call.loss, call.f_scale)
     source = _source(call, options, model, omit, group_weights)  # last: it may read all rows
-    return Problem(model, source, start, (low, high), call.absolute_sigma)
+    return Problem(model, source, start, (low, high), call.absolute_sigma, loss)
 
 
 def _first_row(source: Any) -> Any:

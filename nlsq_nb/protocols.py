@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.profile import Held
 from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.events import Event
@@ -41,8 +42,12 @@ class Backend(Protocol):
     def name(self) -> str:
         """Short name, as in `get_backend`."""
 
-    def compile(self, program: AnyProgram, dtype: Any) -> Kernel:
-        """Make a kernel; cheap, compilation itself may wait for the first use."""
+    def compile(self, program: AnyProgram, dtype: Any, loss: Loss = LEAST_SQUARES) -> Kernel:
+        """Make a kernel; cheap, compilation itself may wait for the first use.
+
+        The text that is compiled depends on the kind of the loss only, so that another scale, or another
+        part, costs nothing.
+        """
 
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk where the kernel can read it, in the kernel's dtype."""
@@ -100,6 +105,9 @@ class Engine(Protocol):
     def resident(self) -> Resident | None:
         """All rows for native code, where they are few enough for one thread."""
 
+    def under(self, loss: Loss) -> Engine:
+        """The engine over the same rows with another loss."""
+
 
 class Objective(Protocol):
     """What a phase sees of the data."""
@@ -125,6 +133,9 @@ class Objective(Protocol):
 
     def matvec(self, theta: Floats, v: Floats) -> Floats:
         """One pass: JᵀWJ·v at theta, penalties included."""
+
+    def under(self, loss: Loss) -> Objective:
+        """The objective over all rows with another loss; its passes count as this one's."""
 
 
 class Phase(Protocol[S]):

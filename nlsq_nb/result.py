@@ -49,7 +49,13 @@ class FitResult(DerivedValues):
     message : str
         The same as a sentence.
     sse : float
-        Σ w r² at popt; `cost` is half of it.
+        Σ w r² at popt, also under a robust loss.
+    cost : float
+        What was minimised, as SciPy counts it: ½ sse, or ½ Σ f²ρ(w r²/f²) with f = f_scale.
+    loss : str
+        ρ: "linear" for least squares, else a robust one.
+    f_scale : float
+        Scale of a robust loss; 1 for the linear one.
     n_points : int
         Number of residuals.
     dof : int
@@ -59,7 +65,7 @@ class FitResult(DerivedValues):
     nfev, njev : int
         Passes over the data that gave the cost, and those that gave derivatives.
     grad : ndarray, shape (p,)
-        Gradient of the cost, −JᵀWr.
+        Gradient of the cost, −JᵀWr, or −Σ w ρ' r J.
     optimality : float
         Relative offset: sine of the angle between residuals and tangent plane.
     active_mask : ndarray of int, shape (p,)
@@ -99,6 +105,9 @@ class FitResult(DerivedValues):
     status: Any
     message: str
     sse: float
+    cost: float
+    loss: str
+    f_scale: float
     n_points: int
     dof: int
     nit: int

@@ -212,7 +212,7 @@ def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
     return {
         "data": data.hexdigest(),
         "model": _digest(_described(problem)),
-        "options, start or bounds": _digest(settings + start),
+        "options, start, bounds or loss": _digest(settings + start + repr(problem.loss)),
     }
 
 

@@ -22,8 +22,8 @@ __all__ = ["from_data", "to_data"]
 _FORMAT = 1
 _FOR_READERS = ("reduced_chi2", "r_squared", "aic", "bic", "params")  # they follow from the rest
 _FIELDS = (
-    "message", "sse", "n_points", "dof", "nit", "nfev", "njev", "optimality", "spread", "backend",
-    "absolute_sigma", "weight",
+    "message", "sse", "cost", "loss", "f_scale", "n_points", "dof", "nit", "nfev", "njev", "optimality",
+    "spread", "backend", "absolute_sigma", "weight",
 )  # fmt: skip
 _ARRAYS = {"popt": float, "pcov": float, "grad": float, "active_mask": int}
 _DIAGNOSTICS = ("phase_timings", "phase_iterations", "total_time", "data_passes", "sample_passes", "condition")

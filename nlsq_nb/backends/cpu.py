@@ -21,6 +21,7 @@ from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.layout import sums_size
+from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator, add_segments
 
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
@@ -56,10 +57,13 @@ class CpuKernel:
         What they compute.
     dtype : numpy.dtype
         Storage dtype of the columns; sums are float64 always.
+    loss : Loss
+        What weighs the residuals.
     """
 
     program: Program | PointProgram
     dtype: np.dtype[Any]
+    loss: Loss = LEAST_SQUARES
     _operations: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +72,8 @@ class CpuKernel:
             count = _CALL
         else:
             count = sum(_CALL if i.op in ARITY else 1 for i in self.program.body)
+        if self.loss.is_robust:
+            count += _CALL
         object.__setattr__(self, "_operations", count)
 
     def entry(self, name: str, chunk: Chunk, *rest: Any) -> Call:
@@ -87,7 +93,7 @@ class CpuKernel:
         callable
             `entry(lo, hi, theta, state)` over rows of the chunk.
         """
-        return bind(self.program, name, chunk, self.dtype, *rest)
+        return bind(self.program, name, chunk, self.dtype, *rest, loss=self.loss)
 
     def seconds_per_row(self, order: int) -> float:
         """Roughly what one row of a pass costs one thread; libm and hand-written code cost more."""
@@ -96,13 +102,14 @@ class CpuKernel:
 
 
 @lru_cache(maxsize=256)
-def _kernel(program: Program | PointProgram, dtype: np.dtype[Any]) -> CpuKernel:
-    return CpuKernel(program, dtype)
+def _kernel(program: Program | PointProgram, dtype: np.dtype[Any], loss: Loss) -> CpuKernel:
+    return CpuKernel(program, dtype, loss)
 
 
 @lru_cache(maxsize=256)
 def _sums(kernel: CpuKernel, weighted: bool) -> Entry:
-    return kernel_entry(kernel.program, "sums2", kernel.dtype.name, weighted=weighted)
+    loss = kernel.loss.kind
+    return kernel_entry(kernel.program, "sums2", kernel.dtype.name, weighted=weighted, loss=loss)
 
 
 class CpuBackend:
@@ -127,11 +134,13 @@ class CpuBackend:
         """Threads of a long pass."""
         return self._asked or available_cores()
 
-    def compile(self, program: AnyProgram, dtype: Any) -> CpuKernel | ReferenceKernel:
+    def compile(
+        self, program: AnyProgram, dtype: Any, loss: Loss = LEAST_SQUARES
+    ) -> CpuKernel | ReferenceKernel:
         """Make a kernel; NumPy functions are called as they are. See `Backend.compile`."""
         if isinstance(program, OpaqueProgram):
-            return self._numpy.compile(program, dtype)
-        return _kernel(program, np.dtype(dtype))
+            return self._numpy.compile(program, dtype, loss)
+        return _kernel(program, np.dtype(dtype), loss)
 
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk as contiguous columns of the storage dtype; see `Backend.put`."""
@@ -179,6 +188,8 @@ class CpuBackend:
             return None
         entry = _sums(kernel, chunk.w is not None)
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        if kernel.loss.is_robust:
+            columns = (*columns, kernel.loss.numbers())
         places = tuple([c.__array_interface__["data"][0] for c in columns])
         return Resident(entry.address, places, chunk.n_rows, (entry, columns))
 

@@ -1,8 +1,9 @@
 """The kernels of a program behind one C signature.
 
 Every entry point takes (lo, hi, columns, theta, state): rows lo ≤ i < hi, a table of addresses, the
-parameters, the sums. The table has the columns of x, of y and, with weights, of w; then the vector v of
-`matvec`, or the Jacobian that `rows` fills beside the values in `state`. Of sums, `state` has two rows
+parameters, the sums. The table has the columns of x, of y and, with weights, of w; then, under a robust loss,
+the numbers of `Loss.numbers`; then the vector v of `matvec`, or the Jacobian that `rows` fills beside the
+values in `state`. Of sums, `state` has two rows
 for every segment begun from lo on, at least two. All arrays are contiguous; the columns are of the
 storage dtype, the rest float64.
 """
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.objects import Entry, make_entry
 from nlsq_nb.codegen.ir import PointProgram, Program
+from nlsq_nb.codegen.robust import PARAMETERS
 from nlsq_nb.codegen.skeletons import render
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import SEGMENT, sums_size
+from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.errors import BackendUnavailable, ModelError, NumericsError
 
 __all__ = ["SIGNATURE", "Call", "bind", "kernel_entry"]
@@ -32,7 +35,9 @@ Call = Callable[[int, int, NDArray[np.float64], NDArray[np.float64]], None]
 
 
 @lru_cache(maxsize=512)
-def kernel_entry(program: Program | PointProgram, name: str, dtype: str, *, weighted: bool) -> Entry:
+def kernel_entry(
+    program: Program | PointProgram, name: str, dtype: str, *, weighted: bool, loss: str = "linear"
+) -> Entry:
     """An entry point of the generated module, shared by all fits of the process.
 
     Parameters
@@ -45,6 +50,8 @@ def kernel_entry(program: Program | PointProgram, name: str, dtype: str, *, weig
         Of the columns.
     weighted : bool
         Whether the residuals have weights.
+    loss : str
+        One of `core.losses.LOSSES`; its scale comes with every call.
 
     Returns
     -------
@@ -58,7 +65,8 @@ def kernel_entry(program: Program | PointProgram, name: str, dtype: str, *, weig
     BackendUnavailable
         When nothing can be compiled here.
     """
-    text = render(program, "cpu", weighted) + _adapter(program, name, dtype, weighted)
+    text = render(program, "cpu", weighted, loss)
+    text += _adapter(program, name, dtype, weighted, loss != "linear" and name != "rows")
     if not isinstance(program, PointProgram):
         return make_entry(text, f"{name}_entry", SIGNATURE)
     from numba import njit
@@ -73,7 +81,14 @@ def kernel_entry(program: Program | PointProgram, name: str, dtype: str, *, weig
         raise ModelError(f"point or jac_point cannot be compiled: {first}") from error
 
 
-def bind(program: Program | PointProgram, name: str, chunk: Chunk, dtype: Any, *rest: Any) -> Call:
+def bind(
+    program: Program | PointProgram,
+    name: str,
+    chunk: Chunk,
+    dtype: Any,
+    *rest: Any,
+    loss: Loss = LEAST_SQUARES,
+) -> Call:
     """An entry point bound to the columns of a chunk.
 
     Parameters
@@ -88,6 +103,8 @@ def bind(program: Program | PointProgram, name: str, chunk: Chunk, dtype: Any, *
         float64 or float32.
     *rest : ndarray
         Arrays after the columns: v of `matvec`, the Jacobian of `rows`.
+    loss : Loss
+        What weighs the residuals.
 
     Returns
     -------
@@ -104,9 +121,13 @@ def bind(program: Program | PointProgram, name: str, chunk: Chunk, dtype: Any, *
     """
     stored = np.dtype(dtype)
     columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-    entry = kernel_entry(program, name, stored.name, weighted=chunk.w is not None)
+    entry = kernel_entry(program, name, stored.name, weighted=chunk.w is not None, loss=loss.kind)
     rows, p = chunk.n_rows, program.n_params
     places = [_address(c, stored, rows) for c in columns]
+    if loss.is_robust and name != "rows":
+        numbers = loss.numbers()
+        places.append(_address(numbers, _FLOAT, len(numbers)))
+        columns = (*columns, numbers)
     places += [_address(r, _FLOAT, rows if name == "rows" else p) for r in rest]
     table = np.array(places, np.uintp)
     place, native, width = table.ctypes.data, entry.call, _width(program, name)
@@ -142,7 +163,9 @@ def _width(program: Program | PointProgram, name: str) -> int:
     return program.n_params if name == "matvec" else sums_size(program.n_params, int(name[-1]))
 
 
-def _adapter(program: Program | PointProgram, name: str, dtype: str, weighted: bool) -> str:
+def _adapter(
+    program: Program | PointProgram, name: str, dtype: str, weighted: bool, robust: bool
+) -> str:
     """Text that turns addresses into the arrays of the kernel."""
     if dtype not in ("float64", "float32"):
         raise BackendUnavailable(f"kernels read float64 or float32, not {dtype}")
@@ -155,8 +178,10 @@ def _adapter(program: Program | PointProgram, name: str, dtype: str, weighted: b
         arrays.append(f"carray(state, ({m}, hi - lo))")
         arrays.append(f"carray(columns[{count}], ({m}, {p}, hi - lo), np.float64)")
     else:
+        if robust:
+            arrays.append(f"carray(columns[{count}], ({len(PARAMETERS)},), np.float64)")
         if name == "matvec":
-            arrays.append(f"carray(columns[{count}], ({p},), np.float64)")
+            arrays.append(f"carray(columns[{count + robust}], ({p},), np.float64)")
         segments = f"max(1, (hi - lo + {SEGMENT - 1}) // {SEGMENT})"
         arrays.append(f"carray(state, (2 * {segments}, {_width(program, name)}))")
     inner = ",\n        ".join(["lo", "hi", *arrays])

@@ -12,6 +12,7 @@ from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.losses import LEAST_SQUARES, Loss, weigh
 from nlsq_nb.core.sums import Accumulator, add_compensated
 
 __all__ = ["ReferenceBackend", "ReferenceKernel"]
@@ -21,10 +22,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ReferenceKernel:
-    """A program and the dtype its columns are stored in."""
+    """A program, the dtype its columns are stored in, and what weighs the residuals."""
 
     program: AnyProgram
     dtype: np.dtype[Any]
+    loss: Loss = LEAST_SQUARES
 
 
 class ReferenceBackend:
@@ -32,9 +34,11 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def compile(self, program: AnyProgram, dtype: Any) -> ReferenceKernel:
+    def compile(
+        self, program: AnyProgram, dtype: Any, loss: Loss = LEAST_SQUARES
+    ) -> ReferenceKernel:
         """Nothing to compile; see `Backend.compile`."""
-        return ReferenceKernel(program, np.dtype(dtype))
+        return ReferenceKernel(program, np.dtype(dtype), loss)
 
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk in the storage dtype; see `Backend.put`."""
@@ -52,7 +56,7 @@ class ReferenceBackend:
         for first, (lo, hi) in enumerate(into.pieces(chunk.n_rows)):
             state = into.new_state(first == 0)
             for start in range(lo, hi, BLOCK):
-                sums = _block(kernel.program, chunk, slice(start, min(start + BLOCK, hi)), theta, order)
+                sums = _block(kernel, chunk, slice(start, min(start + BLOCK, hi)), theta, order)
                 state[0], state[1] = add_compensated(state[0], state[1], sums)
             into.add(state, hi - lo)
 
@@ -67,8 +71,10 @@ class ReferenceBackend:
         total = np.zeros(len(theta))
         for start in range(0, chunk.n_rows, BLOCK):
             rows = slice(start, start + BLOCK)
-            _, jac, w = _rows(kernel.program, chunk, rows, theta, derivatives=True)
-            total += np.einsum("mpr,mr->p", jac, w * np.einsum("mpr,p->mr", jac, v))
+            r, jac, w = _rows(kernel.program, chunk, rows, theta, derivatives=True)
+            with np.errstate(all="ignore"):
+                _, _, h = weigh(kernel.loss, r, w)
+            total += np.einsum("mpr,mr->p", jac, h * np.einsum("mpr,p->mr", jac, v))
         return total
 
 
@@ -87,16 +93,17 @@ def _rows(
 
 
 def _block(
-    program: AnyProgram, chunk: Chunk, rows: slice, theta: Floats, order: int
+    kernel: ReferenceKernel, chunk: Chunk, rows: slice, theta: Floats, order: int
 ) -> Floats:
     """The packed sums of one block."""
-    r, jac, w = _rows(program, chunk, rows, theta, derivatives=order > 0)
+    r, jac, w = _rows(kernel.program, chunk, rows, theta, derivatives=order > 0)
     with np.errstate(all="ignore"):
-        parts = [np.array([np.sum(w * r * r)])]
+        cost, push, h = weigh(kernel.loss, r, w)
+        parts = [np.array([np.sum(cost)])]
         flat = np.moveaxis(jac, 1, 0).reshape(jac.shape[1], jac.shape[0] * jac.shape[2])
         if order > 0:
-            parts.append(flat @ (w * r).ravel())
+            parts.append(flat @ push.ravel())
         if order > 1:
-            jtj = flat @ (flat * w.ravel()).T
+            jtj = flat @ (flat * h.ravel()).T
             parts.append(jtj[np.triu_indices(len(jtj))])
     return np.concatenate(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nlsq_nb.codegen.ir import PointProgram, Program
 from nlsq_nb.codegen.printers import statements, used_helpers
@@ -70,11 +70,12 @@ def is_fixed(operand: str) -> bool:
     return operand[0] not in "xtj"
 
 
-def helpers_of(program: Program | PointProgram, target: str = "cpu") -> list[str]:
-    """Keys of the functions that the body calls; hand-written functions bring their own."""
-    if isinstance(program, PointProgram):
-        return []
-    return used_helpers(program.prologue + program.body, target)
+def helpers_of(
+    program: Program | PointProgram, target: str = "cpu", others: Iterable[str] = ()
+) -> list[str]:
+    """Keys of the functions that the body, and other operations, call; hand-written ones bring their own."""
+    body = () if isinstance(program, PointProgram) else program.prologue + program.body
+    return used_helpers(frozenset(i.op for i in body).union(others), target)
 
 
 def indent(depth: int, lines: list[str]) -> Iterator[str]:

@@ -138,9 +138,8 @@ DIALECTS: dict[str, Dialect] = {"cpu": _VECTOR, "cuda": _SCALAR, "reference": _N
 """Target name -> dialect."""
 
 
-def used_helpers(instructions: Iterable[Instruction], target: str) -> list[str]:
+def used_helpers(ops: frozenset[str], target: str) -> list[str]:
     """Keys for `helper_text`: the functions that the target's file must define itself, callees first."""
-    ops = {instruction.op for instruction in instructions}
     if target != "cpu":
         return [name for name in HELPERS if name in ops]
     chosen = {"intrinsics"} if any("choose" in _VECTOR.templates.get(op, "") for op in ops) else set()

@@ -16,7 +16,9 @@ __all__ = ["TARGETS", "render"]
 TARGETS = ("cpu", "cuda", "reference")
 
 
-def render(program: Program | PointProgram, target: str, weighted: bool = False) -> str:
+def render(
+    program: Program | PointProgram, target: str, weighted: bool = False, loss: str = "linear"
+) -> str:
     """The generated module for a program.
 
     Parameters
@@ -27,6 +29,8 @@ def render(program: Program | PointProgram, target: str, weighted: bool = False)
         Numba CPU kernels, Numba CUDA kernels, or NumPy over columns.
     weighted : bool
         Whether the kernels read one weight per residual (cpu and cuda).
+    loss : str
+        One of `core.losses.LOSSES` (cpu).
 
     Returns
     -------
@@ -39,7 +43,7 @@ def render(program: Program | PointProgram, target: str, weighted: bool = False)
         For an unknown target, or the reference text of hand-written scalar functions.
     """
     if target == "cpu":
-        return cpu.render(program, weighted)
+        return cpu.render(program, weighted, loss)
     if target == "cuda":
         return cuda.render(program, weighted)
     if target == "reference" and isinstance(program, Program):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nlsq_nb.core import lapack
 from nlsq_nb.core.linsolve import SINGULAR, cholesky, column_norms, column_scaled, eigenvectors
 
-__all__ = ["Covariance", "covariance"]
+__all__ = ["Covariance", "covariance", "sandwich"]
 
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -81,6 +81,41 @@ def covariance(
         undetermined[np.flatnonzero(used)[weak]] = True
         matrix[np.ix_(used, used)] = _unscaled(inverse, norms[used], variance)
     return _marked(matrix, undetermined, free, variance, condition)
+
+
+def sandwich(
+    bread: Floats,
+    meat: Floats,
+    free: NDArray[np.bool_],
+    factor: float,
+    seen: NDArray[np.bool_] | None = None,
+) -> Covariance:
+    """A⁻¹ M A⁻¹: the covariance of an M-estimate (Huber 1967; White 1980, Econometrica 48, 817).
+
+    Parameters
+    ----------
+    bread : ndarray, shape (p, p)
+        A = Σ w ψ' J Jᵀ, positive semidefinite.
+    meat : ndarray, shape (p, p)
+        M = Σ w ψ² J Jᵀ, the scatter of the gradient.
+    free : ndarray of bool, shape (p,)
+        Parameters that are neither fixed nor left out.
+    factor : float
+        n/(n − p), which makes up for the residuals' being those of the fit; inf without degrees of freedom.
+    seen : ndarray of bool, shape (p,), optional
+        As for `covariance`.
+
+    Returns
+    -------
+    Covariance
+        Marked as that of A.
+    """
+    found = covariance(bread, free, 1.0 if np.isfinite(factor) else factor, seen)
+    known = np.flatnonzero(free & ~found.undetermined)
+    block = np.ix_(known, known)
+    inverse, matrix = found.matrix[block], found.matrix.copy()
+    matrix[block] = factor * (inverse @ meat[block] @ inverse)
+    return Covariance(matrix, found.undetermined, found.condition)
 
 
 def _unscaled(inverse: Floats, norms: Floats, variance: float) -> Floats:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.layout import SEGMENT
+from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.protocols import Backend, Kernel, Source
 from nlsq_nb.sources.sample import sample
@@ -86,6 +87,11 @@ class LocalEngine:
             self._kernel, self._backend.put(chunk, self._kernel.dtype)
         )
         return found
+
+    def under(self, loss: Loss) -> LocalEngine:
+        """The engine over the same rows with another loss; see `Engine.under`."""
+        kernel = self._backend.compile(self._kernel.program, self._kernel.dtype, loss)
+        return LocalEngine(self._backend, kernel, self.source, on_progress=self._on_progress)
 
     def _chunks(self) -> Iterator[Chunk]:
         """The chunks of a pass where the kernel can read them."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.covariance import Covariance, covariance
-from nlsq_nb.core.linsolve import column_norms
+from nlsq_nb.core.covariance import Covariance, covariance, sandwich
+from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, principal
 from nlsq_nb.phases.state import FitState
 from nlsq_nb.phases.stationary import seen_parameters
 from nlsq_nb.phases.trial import sums_of
 
-__all__ = ["Outcome", "finalize"]
+__all__ = ["Outcome", "Scatter", "finalize", "finalize_robust"]
 
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
@@ -35,6 +35,8 @@ class Outcome:
         Residuals minus free parameters.
     sse : float
         Σ w r² of the data alone.
+    cost : float
+        What was minimised, of the data alone: ½ sse, or ½ Σ f²ρ(w r²/f²).
     """
 
     state: FitState
@@ -42,6 +44,25 @@ class Outcome:
     active: NDArray[np.int_]
     dof: int
     sse: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """What the covariance of a robust fit is made of, besides the sums of its last step.
+
+    Attributes
+    ----------
+    sse : float
+        Σ w r² of the data alone.
+    bread, meat : ndarray, shape (p, p), or None
+        Σ w ψ' J Jᵀ with the curvature of penalties, and Σ w ψ² J Jᵀ of the data alone; None for so many
+        parameters that there is no covariance.
+    """
+
+    sse: float
+    bread: Floats | None
+    meat: Floats | None
 
 
 def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: float) -> Outcome:
@@ -67,22 +88,61 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: f
     Outcome
         With infinite variances where there are no degrees of freedom.
     """
-    assert state.sums is not None
     # p counts every parameter, fixed ones aside, as degrees of freedom are counted elsewhere
     dof = n_residuals - int(state.free.sum())
-    sse = max(state.sums.sse - penalty, 0.0)
+    sse = max(sums_of(state).sse - penalty, 0.0)
     # an sse of 0 is one below the rounding of y: it makes no undetermined parameter exact
     scatter = max(sse, _EPS**2 * state.signal)
     variance = 1.0 if absolute_sigma else (scatter / dof if dof > 0 else np.inf)
+    found = _covariance(state, variance) if sums_of(state).order > 1 else _unknown(state)
+    return Outcome(state, found, _active(state), dof, sse, 0.5 * sse)
+
+
+def finalize_robust(state: FitState, n_residuals: int, penalty: float, scatter: Scatter) -> Outcome:
+    """Covariance at the solution under a robust loss: the sandwich n/(n − p) A⁻¹ M A⁻¹.
+
+    The scatter of the residuals is in M, so that it needs no σ², whether sigma is absolute or not.
+
+    Parameters
+    ----------
+    state : FitState
+        The last state of phase 2.
+    n_residuals : int
+        Rows times outputs.
+    penalty : float
+        What the cost of the state holds beside the data, twice.
+    scatter : Scatter
+        At the solution.
+
+    Returns
+    -------
+    Outcome
+        As from `finalize`.
+    """
+    sums = sums_of(state)
+    dof = n_residuals - int(state.free.sum())
+    found = _unknown(state)
+    if scatter.bread is not None and scatter.meat is not None:
+        free, factor = state.free, n_residuals / dof if dof > 0 else np.inf
+        norms = column_norms(sums.jtj)
+        # where the curvature points down somewhere, as at a bound, that of the steps stands for it
+        bread = scatter.bread if _is_definite(principal(scatter.bread, free & (norms > 0.0))) else sums.jtj
+        found = sandwich(bread, scatter.meat, free, factor, seen_parameters(state, norms))
+    return Outcome(state, found, _active(state), dof, scatter.sse, 0.5 * max(sums.sse - penalty, 0.0))
+
+
+def _is_definite(matrix: Floats) -> bool:
+    """Whether a symmetric matrix is positive definite; an empty one is."""
+    if not (matrix.diagonal() > 0.0).all():
+        return False
+    return not len(matrix) or cholesky(column_scaled(matrix, column_norms(matrix))) is not None
+
+
+def _active(state: FitState) -> NDArray[np.int_]:
+    """−1 on the lower bound, 1 on the upper."""
     at_lower = (state.theta == state.lower) & state.free
     at_upper = (state.theta == state.upper) & state.free
-    return Outcome(
-        state,
-        _covariance(state, variance) if state.sums.order > 1 else _unknown(state),
-        at_upper.astype(int) - at_lower.astype(int),
-        dof,
-        sse,
-    )
+    return np.asarray(at_upper.astype(int) - at_lower.astype(int))
 
 
 def _covariance(state: FitState, variance: float) -> Covariance:

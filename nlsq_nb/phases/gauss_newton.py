@@ -72,19 +72,22 @@ class GaussNewton:
         Length of the longest first step, in normalised parameters.
     ridge : float
         Relative ridge where JᵀWJ is numerically singular.
+    eliminates : bool
+        Whether linear parameters are eliminated: not where the cost is no quadratic in them.
     """
 
     max_iterations: int
     tol: float
     initial_radius: float
     ridge: float
+    eliminates: bool = True
 
     def init(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
         """Take the sums at the start, give the linear parameters their best values, judge."""
         sums = state.sums
         if sums is None or sums.order < 2:
             sums = objective(state.theta, 2)
-        linear = eliminable(sums.jtj, state.separable)
+        linear = self._eliminable(state, sums)
         state = replace(
             state,
             sums=sums,
@@ -165,11 +168,15 @@ class GaussNewton:
         )
         if state.linear is state.separable and solved.is_eliminable():
             return state
-        linear = eliminable(at.sums.jtj, state.separable)
+        linear = self._eliminable(state, at.sums)
         if np.array_equal(linear, state.linear):
             return state
         state = replace(state, linear=linear, radius=math.inf)
         return self._take(state, self._settle(state, state.theta, at.sums, objective))
+
+    def _eliminable(self, state: FitState, sums: NormalSums) -> NDArray[np.bool_]:
+        """The parameters to eliminate at a point of these sums."""
+        return eliminable(sums.jtj, state.separable) if self.eliminates else np.zeros_like(state.separable)
 
     def _take(self, state: FitState, at: _Point) -> FitState:
         """The state at a point where the trust region starts anew."""
@@ -261,7 +268,7 @@ class GaussNewton:
         theta = move(state, way)
         sums = objective(theta, 2)
         if not np.any(way[state.separable]):
-            state = replace(state, linear=eliminable(sums.jtj, state.separable))
+            state = replace(state, linear=self._eliminable(state, sums))
         at = self._settle(state, theta, sums, objective)
         return replace(state, theta=at.theta, sums=at.sums, relaxed=at.relaxed)
 

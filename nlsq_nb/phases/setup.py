@@ -107,6 +107,7 @@ def restart(state: FitState, theta: Floats) -> FitState:
         linear=state.separable,
         signal=state.signal,
         first=theta,
+        f_scale=state.f_scale,
     )
 
 

@@ -27,6 +27,7 @@ class StopReason(Enum):
     EXACT_FIT = "the residuals are at rounding level"
     NOTHING_FREE = "every parameter is fixed by equal bounds"
     FLAT = "the model does not change with any free parameter at this point; choose another p0"
+    SATURATED = "every residual lies beyond f_scale, where the loss is flat; choose a larger f_scale or another p0"
     MAX_ITERATIONS = "the iteration limit was reached before convergence (gauss_newton_max_iterations)"
     STALLED = "the trust region collapsed before convergence"
     CALLBACK = "stopped by callback"
@@ -175,13 +176,15 @@ class FitState:
     first : ndarray or None, shape (p,)
         p0; once, by setup.
     first_sse : float
-        The sse at p0; once, by the first pass.
+        The sse at p0; once, by the first pass, and anew when a robust loss comes in, in its terms.
     warmup : WarmupState or None
         Every step of the warm-up; None before it and where it was skipped.
     before : FitState or None
         The answer that a second opinion led away from; while the fit goes on elsewhere.
     opinions : int
         Times that a second opinion led elsewhere; when one does.
+    f_scale : float
+        Scale of the robust loss that the sums are of, inf for least squares; every stage of phase 2.
     """
 
     theta: Floats
@@ -207,3 +210,4 @@ class FitState:
     warmup: WarmupState | None = None
     before: FitState | None = None
     opinions: int = 0
+    f_scale: float = float("inf")

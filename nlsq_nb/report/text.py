@@ -123,6 +123,8 @@ def statistics(result: Any) -> Iterable[tuple[str, str]]:
     yield "points", f"{result.n_points}"
     yield "degrees of freedom", f"{result.dof}"
     yield "SSE", f"{result.sse:.10g}"
+    if result.loss != "linear":
+        yield "loss", f"{result.loss}, f_scale {result.f_scale:g}, cost {result.cost:.10g}"
     yield "reduced chi²", f"{result.reduced_chi2:.10g}"
     yield "R²", f"{result.r_squared:.8g}"
     yield "iterations", f"{result.nit}"

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from nlsq_nb import HybridStreamingConfig, Model, api, compiled, curve_fit, fitting
+from nlsq_nb import HybridStreamingConfig, Model, api, compiled, curve_fit, stages
 from nlsq_nb.errors import NlsqError
 
 from .nist import MODELS, problem
@@ -40,7 +40,7 @@ def fit(*args, way="phases", **kwargs):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setattr(api, "fit_directly", whole)
-        patch.setattr(fitting, "advance", noted)
+        patch.setattr(stages, "advance", noted)
         if way == "steps":
             patch.setattr(compiled, "LARGEST", 0)
         result = curve_fit(*args, **kwargs)

@@ -4,7 +4,8 @@ Entry points of the generated module, all over rows lo ≤ i < hi of the column 
 boundary: `sums0`, `sums1`, `sums2` fold block sums into `state` in block order; `rows` writes
 values and Jacobian; `matvec` folds JᵀWJ·v. `state` (2·k, size) has room for k segments: the
 segment that begins at lo is folded into rows 0 (high parts) and 1 (low parts), the next one into
-rows 2 and 3; when it is too short, everything that is left goes into the last two.
+rows 2 and 3; when it is too short, everything that is left goes into the last two. Under a robust
+loss sums and `matvec` take the numbers of the loss after the parameters.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from nlsq_nb.codegen.body import PointBody, columns, helpers_of, indent
 from nlsq_nb.codegen.helpers import helper_text
 from nlsq_nb.codegen.ir import PointProgram, Program
+from nlsq_nb.codegen.robust import loss_operations
 from nlsq_nb.codegen.targets.cpu_fused import fused_matvec, fused_sums
 from nlsq_nb.codegen.targets.cpu_loop import FOLD, JIT, MODE, RESERVE
 from nlsq_nb.codegen.targets.cpu_tiled import tiled_matvec, tiled_sums
@@ -46,26 +48,26 @@ SEGMENT = {SEGMENT}
 {FOLD}'''
 
 
-def render(program: Program | PointProgram, weighted: bool) -> str:
+def render(program: Program | PointProgram, weighted: bool, loss: str) -> str:
     """Module text; see `skeletons.render`."""
-    return "\n".join(_module(program, weighted)) + "\n"
+    return "\n".join(_module(program, weighted, loss)) + "\n"
 
 
-def _module(program: Program | PointProgram, weighted: bool) -> Iterator[str]:
+def _module(program: Program | PointProgram, weighted: bool, loss: str) -> Iterator[str]:
     yield _HEAD.rstrip("\n")
-    for name in helpers_of(program):
+    for name in helpers_of(program, "cpu", loss_operations(loss)):
         yield "\n\n" + helper_text(name, 'njit(error_model="numpy")').rstrip("\n")
     tiled = program.n_params > _FUSED
     for order in (0, 1, 2):
         yield "\n"
         if order == 2 and tiled:
-            yield from tiled_sums(program, weighted)
+            yield from tiled_sums(program, weighted, loss)
         else:
-            yield from fused_sums(program, weighted, order)
+            yield from fused_sums(program, weighted, order, loss)
     yield "\n"
     yield from _rows(program)
     yield "\n"
-    yield from tiled_matvec(program, weighted) if tiled else fused_matvec(program, weighted)
+    yield from tiled_matvec(program, weighted, loss) if tiled else fused_matvec(program, weighted, loss)
 
 
 def _rows(program: Program | PointProgram) -> Iterator[str]:

@@ -53,22 +53,25 @@ class _Sums:
         return packed_index(self.p, min(i, j), max(i, j))
 
 
-def fused_sums(program: Program | PointProgram, weighted: bool, order: int) -> Iterator[str]:
+def fused_sums(
+    program: Program | PointProgram, weighted: bool, order: int, loss: str
+) -> Iterator[str]:
     """Text of `sums0`, `sums1` or `sums2`."""
     body = PointBody(program, "cpu", order)
     sums = _Sums(program, order)
+    wr, weight = ("wr", "w") if weighted else ("r", "")
+    if robust := loss != "linear":
+        wr, weight = "wr", "h"
     for o in range(program.n_outputs):
-        sums.updates += residual(body, o, weighted=weighted)
-        wr = "r"
-        if weighted:
-            wr = "wr"
+        sums.updates += residual(body, o, weighted=weighted, loss=loss, order=order)
+        if weighted and not robust:
             sums.updates.append("wr = w * r")
-        sums.add(0, f"r * {wr}")
+        sums.add(0, "cost" if robust else f"r * {wr}")
         if order > 0:
             _gradient(sums, body, o, wr)
         if order > 1:
-            _products(sums, body, o, weighted)
-    yield from signature(program, f"sums{order}", weighted, "state")
+            _products(sums, body, o, weight)
+    yield from signature(program, f"sums{order}", weighted, "state", loss)
     yield from indent(1, body.prologue)
     yield from indent(1, [space("out", len(sums.terms)), "out[:] = 0.0"])
     before, after = flushing(program)
@@ -94,14 +97,14 @@ def _gradient(sums: _Sums, body: PointBody, o: int, wr: str) -> None:
             sums.scaled(1 + k, c, total)
 
 
-def _products(sums: _Sums, body: PointBody, o: int, weighted: bool) -> None:
-    """What one output adds to JᵀWJ."""
+def _products(sums: _Sums, body: PointBody, o: int, weight: str) -> None:
+    """What one output adds to JᵀWJ; `weight` is empty where all are 1."""
     moving, fixed = body.moving(o), body.fixed(o)
     for a, (j, d) in enumerate(moving):
         left = d
-        if weighted:
+        if weight:
             left = f"v{j}"
-            sums.updates.append(f"{left} = w * {d}")
+            sums.updates.append(f"{left} = {weight} * {d}")
         for k, e in moving[a:]:
             sums.add(sums.at(j, k), f"{left} * {e}")
         if fixed:
@@ -109,17 +112,17 @@ def _products(sums: _Sums, body: PointBody, o: int, weighted: bool) -> None:
             for k, c in fixed:
                 sums.scaled(sums.at(j, k), c, total)
     if fixed:
-        count = sums.scalar("w") if weighted else "(stop - start)"
+        count = sums.scalar(weight) if weight else "(stop - start)"
         for a, (j, c) in enumerate(fixed):
             for k, d in fixed[a:]:
                 sums.scaled(sums.at(j, k), c, d, count)
 
 
-def fused_matvec(program: Program | PointProgram, weighted: bool) -> Iterator[str]:
+def fused_matvec(program: Program | PointProgram, weighted: bool, loss: str) -> Iterator[str]:
     """Text of `matvec`: JᵀWJ·v without JᵀWJ."""
-    p = program.n_params
-    body = PointBody(program, "cpu", 2, values=False)
-    yield from signature(program, "matvec", weighted, "v, state")
+    p, robust = program.n_params, loss != "linear"
+    body = PointBody(program, "cpu", 2, values=robust)
+    yield from signature(program, "matvec", weighted, "v, state", loss)
     yield from indent(1, [*body.prologue, *(f"v{j} = v[{j}]" for j in range(p))])
     yield from indent(1, [space("out", p)])
     before, after = flushing(program)
@@ -134,7 +137,12 @@ def fused_matvec(program: Program | PointProgram, weighted: bool) -> Iterator[st
         present = body.moving(o) + body.fixed(o)
         if present:
             along = " + ".join(f"{d} * v{j}" for j, d in present)
-            lines.append(f"t = np.float64(w{o}_[i]) * ({along})" if weighted else f"t = {along}")
+            if robust:
+                lines += residual(body, o, weighted=weighted, loss=loss)
+                along = f"h * ({along})"
+            elif weighted:
+                along = f"np.float64(w{o}_[i]) * ({along})"
+            lines.append(f"t = {along}")
             lines += [f"g{j} += {d} * t" for j, d in present]
     yield from indent(3, lines)
     yield from indent(2, [*(f"out[{j}] = g{j}" for j in range(p)), fold_block()])

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from nlsq_nb.codegen.body import PointBody
 from nlsq_nb.codegen.ir import PointProgram, Program
+from nlsq_nb.codegen.robust import PARAMETERS, loss_statements
 
 __all__ = [
     "FOLD",
@@ -126,13 +127,16 @@ def flushing(program: Program | PointProgram) -> tuple[list[str], list[str]]:
 
 
 def signature(
-    program: Program | PointProgram, name: str, weighted: bool, tail: str
+    program: Program | PointProgram, name: str, weighted: bool, tail: str, loss: str
 ) -> Iterator[str]:
-    """First lines of an entry point, up to the unpacked parameters."""
+    """First lines of an entry point, up to the unpacked parameters, those of a robust loss included."""
     arrays = [f"{letter}{i}" for letter, i in _arrays(program, weighted)]
+    robust = loss != "linear"
     yield f"@{JIT}"
-    yield f"def {name}(lo, hi, {', '.join(arrays)}, theta, {tail}):"
+    yield f"def {name}(lo, hi, {', '.join(arrays)}, theta, {'L, ' if robust else ''}{tail}):"
     yield from (f"    p{i} = theta[{i}]" for i in range(program.n_params))
+    if robust:
+        yield from (f"    {known} = L[{i}]" for i, known in enumerate(PARAMETERS))
 
 
 def slices(program: Program | PointProgram, weighted: bool, bounds: str) -> list[str]:
@@ -145,10 +149,16 @@ def loads(program: Program | PointProgram) -> list[str]:
     return [f"x{i} = np.float64(x{i}_[i])" for i in range(program.n_vars)]
 
 
-def residual(body: PointBody, output: int, *, weighted: bool) -> list[str]:
-    """The residual of row i, and its weight."""
+def residual(
+    body: PointBody, output: int, *, weighted: bool, loss: str = "linear", order: int = 2
+) -> list[str]:
+    """The residual of row i, its weight, and what a robust loss makes of them."""
     lines = [f"r = np.float64(y{output}_[i]) - {body.outputs[output]}"]
-    return [*lines, f"w = np.float64(w{output}_[i])"] if weighted else lines
+    if weighted:
+        lines.append(f"w = np.float64(w{output}_[i])")
+    if loss != "linear":
+        lines += loss_statements(loss, "cpu", order, weighted=weighted)
+    return lines
 
 
 def fold_block() -> str:

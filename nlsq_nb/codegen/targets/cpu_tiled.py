@@ -5,6 +5,9 @@ one per output, the residuals last. A tile is four running sums over two pairs o
 larger ones in the measurements and with fewer products wasted at the edges. Zero columns are left
 out; a fixed column c is replaced by a column of ones, whose sums come with the tiles on the
 diagonal (with weights: by their roots, a row of its own).
+
+Under a robust loss cost, gradient and matrix have weights of their own, and that of the matrix may be
+negative. There J stands beside V<o>, its rows times the weights, with what the gradient takes last.
 """
 
 from __future__ import annotations
@@ -79,6 +82,55 @@ def tile(J, H):
         H[even, even] += s0
         H[even, count] += t0
 '''
+_ROBUST_TILE = '''@{jit}
+def tile(J, V, H):
+    """Upper triangle of H += J Vᵀ, and all of its last column."""
+    rows = len(J)
+    columns = len(V)
+    paired = columns - columns % 2
+    for a in range(0, rows - 1, 2):
+        u = J[a]
+        v = J[a + 1]
+        y = V[a]
+        z = V[a + 1]
+        s0 = s1 = s2 = 0.0
+        for q in range(SUB):
+            s0 += u[q] * y[q]
+            s1 += u[q] * z[q]
+            s2 += v[q] * z[q]
+        H[a, a] += s0
+        H[a, a + 1] += s1
+        H[a + 1, a + 1] += s2
+        for b in range(a + 2, paired, 2):
+            y = V[b]
+            z = V[b + 1]
+            s0 = s1 = s2 = s3 = 0.0
+            for q in range(SUB):
+                s0 += u[q] * y[q]
+                s1 += u[q] * z[q]
+                s2 += v[q] * y[q]
+                s3 += v[q] * z[q]
+            H[a, b] += s0
+            H[a, b + 1] += s1
+            H[a + 1, b] += s2
+            H[a + 1, b + 1] += s3
+        if paired < columns:
+            y = V[paired]
+            s0 = s1 = 0.0
+            for q in range(SUB):
+                s0 += u[q] * y[q]
+                s1 += v[q] * y[q]
+            H[a, paired] += s0
+            H[a + 1, paired] += s1
+    if rows % 2:
+        u = J[rows - 1]
+        for b in range(rows - 1, columns):
+            y = V[b]
+            s0 = 0.0
+            for q in range(SUB):
+                s0 += u[q] * y[q]
+            H[rows - 1, b] += s0
+'''
 _WITH_SUMS = """
             t0 += u[q]
             t1 += v[q]"""
@@ -90,51 +142,57 @@ def _longest(rows: int) -> int:
     return max(_SHORTEST, min(_LONGEST, 1 << fitting.bit_length() >> 1))
 
 
-def tiled_sums(program: Program | PointProgram, weighted: bool) -> Iterator[str]:
+def tiled_sums(program: Program | PointProgram, weighted: bool, loss: str) -> Iterator[str]:
     """Text of `sums2` and of the function that it calls."""
-    p, m = program.n_params, program.n_outputs
+    p, m, robust = program.n_params, program.n_outputs, loss != "linear"
     body = PointBody(program, "cpu", 2)
     moving = [body.moving(o) for o in range(m)]
     fixed = [body.fixed(o) for o in range(m)]
-    counts = [len(moving[o]) + 1 + (weighted and bool(fixed[o])) for o in range(m)]
-    sub = _longest(sum(counts))
+    ones = weighted or robust  # whether fixed columns have a row
+    counts = [len(moving[o]) + (not robust) + (ones and bool(fixed[o])) for o in range(m)]
+    sub = _longest(sum(counts) + (sum(counts) + m) * robust)
     for o in range(m):
         yield f"COLUMNS{o} = np.array({[j for j, _ in moving[o]]}, dtype=np.int64)"
     yield f"SUB = {sub}"
     yield "\n"
     sums = _WITH_SUMS if any(fixed) and not weighted else ""
-    yield _TILE.format(jit=INNER.format(_FAST), sums=sums)
+    yield (_ROBUST_TILE if robust else _TILE).format(jit=INNER.format(_FAST), sums=sums)
     yield ""
-    yield from signature(program, "sums2", weighted, "state")
+    yield from signature(program, "sums2", weighted, "state", loss)
     yield from indent(1, body.prologue)
     for o, count in enumerate(counts):
         yield from indent(1, [space(f"J{o}", count, sub), space(f"H{o}", count, count + 1)])
+        yield from indent(1, [space(f"V{o}", count + 1, sub)] if robust else [])
     yield from indent(1, [space("out", sums_size(p, 2))])
     before, after = flushing(program)
     yield from indent(1, before)
     yield "    for start in range(lo, hi, BLOCK):"
     yield "        stop = min(start + BLOCK, hi)"
     yield from indent(2, [f"H{o}[:] = 0.0" for o in range(m)])
+    yield from indent(2, ["total = 0.0"] if robust else [])
     yield "        for sub in range(start, stop, SUB):"
     yield "            end = min(sub + SUB, stop)"
     yield from indent(3, slices(program, weighted, "sub:end"))
     yield "            for i in range(end - sub):"
     fill = [*loads(program), *body.lines]
     for o in range(m):
-        fill += _rows_of(body, o, weighted)
+        fill += _robust_rows_of(body, o, weighted, loss) if robust else _rows_of(body, o, weighted)
     yield from indent(4, fill)
-    yield from indent(3, _products(m))
+    yield from indent(3, _products(m, robust))
     yield "        out[:] = 0.0"
+    yield from indent(2, ["out[0] = total"] if robust else [])
     for o in range(m):
-        yield from indent(2, _collect(p, o, len(moving[o]), fixed[o], weighted))
+        yield from indent(2, _collect(p, o, len(moving[o]), fixed[o], weighted, robust))
     yield f"        {fold_block()}"
     yield from indent(1, after)
 
 
-def _products(m: int) -> list[str]:
+def _products(m: int, robust: bool) -> list[str]:
     """The statements that add the products of a sub-block; the last one is filled up with zeros."""
-    fill = [f"    J{o}[:, end - sub :] = 0.0" for o in range(m)]
-    return ["if end - sub < SUB:", *fill, *(f"tile(J{o}, H{o})" for o in range(m))]
+    letters = "JV" if robust else "J"
+    fill = [f"    {letter}{o}[:, end - sub :] = 0.0" for o in range(m) for letter in letters]
+    tiles = (f"tile({', '.join(f'{letter}{o}' for letter in letters)}, H{o})" for o in range(m))
+    return ["if end - sub < SUB:", *fill, *tiles]
 
 
 def _rows_of(body: PointBody, o: int, weighted: bool) -> list[str]:
@@ -151,26 +209,40 @@ def _rows_of(body: PointBody, o: int, weighted: bool) -> list[str]:
     return lines
 
 
+def _robust_rows_of(body: PointBody, o: int, weighted: bool, loss: str) -> list[str]:
+    """The statements that store a point of an output in its arrays, and add its cost."""
+    lines = [*residual(body, o, weighted=weighted, loss=loss), "total += cost"]
+    moving = [d for _, d in body.moving(o)]
+    lines += [f"J{o}[{a}, i] = {d}" for a, d in enumerate(moving)]
+    lines += [f"V{o}[{a}, i] = h * {d}" for a, d in enumerate(moving)]
+    count = len(moving)
+    if body.fixed(o):
+        lines += [f"J{o}[{count}, i] = 1.0", f"V{o}[{count}, i] = h"]
+        count += 1
+    return [*lines, f"V{o}[{count}, i] = wr"]
+
+
 def _collect(
-    p: int, o: int, count: int, fixed: list[tuple[int, str]], weighted: bool
+    p: int, o: int, count: int, fixed: list[tuple[int, str]], weighted: bool, robust: bool
 ) -> list[str]:
     """The statements that bring the products of an output to their packed places."""
-    lines = [
-        f"out[0] += H{o}[{count}, {count}]",
+    # where H has the residuals, and the ones: their roots of weights, or sums
+    last, one = (count + bool(fixed), count) if robust else (count, count + 1)
+    lines = [] if robust else [f"out[0] += H{o}[{last}, {last}]"]
+    lines += [
         f"for a in range({count}):",
         f"    i = COLUMNS{o}[a]",
-        f"    out[1 + i] += H{o}[a, {count}]",
+        f"    out[1 + i] += H{o}[a, {last}]",
         f"    for b in range(a, {count}):",
         f"        j = COLUMNS{o}[b]",
         f"        out[{1 + p} + i * {p} - i * (i + 1) // 2 + j] += H{o}[a, b]",
     ]
     if not fixed:
         return lines
-    one = count + 1  # in H: of the roots of the weights, or of the sums
-    total = f"H{o}[{one}, {one}]" if weighted else "(stop - start)"
+    total = f"H{o}[{one}, {one}]" if weighted or robust else "(stop - start)"
     for e, (k, c) in enumerate(fixed):
         lines += [
-            f"out[{1 + k}] += {c} * H{o}[{count}, {one}]",
+            f"out[{1 + k}] += {c} * H{o}[{min(last, one)}, {max(last, one)}]",
             f"for a in range({count}):",
             f"    i = min(COLUMNS{o}[a], {k})",
             f"    j = max(COLUMNS{o}[a], {k})",
@@ -180,19 +252,20 @@ def _collect(
     return lines
 
 
-def tiled_matvec(program: Program | PointProgram, weighted: bool) -> Iterator[str]:
+def tiled_matvec(program: Program | PointProgram, weighted: bool, loss: str) -> Iterator[str]:
     """Text of `matvec`: J of a sub-block, then J·v and Jᵀ(J·v) row by row."""
-    p, m = program.n_params, program.n_outputs
-    body = PointBody(program, "cpu", 2, values=False)
+    p, m, robust = program.n_params, program.n_outputs, loss != "linear"
+    body = PointBody(program, "cpu", 2, values=robust)
     present = [body.moving(o) + body.fixed(o) for o in range(m)]
-    sub = _longest(1 + sum(map(len, present)))
+    sub = _longest(1 + sum(map(len, present)) + m * robust)
     for o in range(m):
         yield f"PRESENT{o} = np.array({[j for j, _ in present[o]]}, dtype=np.int64)"
     yield "\n"
-    yield from signature(program, "matvec", weighted, "v, state")
+    yield from signature(program, "matvec", weighted, "v, state", loss)
     yield from indent(1, body.prologue)
     yield from indent(1, [space(f"J{o}", len(present[o]), sub) for o in range(m)])
     yield from indent(1, [space("along", sub), space("out", p)])
+    yield from indent(1, [space(f"h{o}_", sub) for o in range(m) if robust])
     before, after = flushing(program)
     yield from indent(1, before)
     yield "    for start in range(lo, hi, BLOCK):"
@@ -205,16 +278,19 @@ def tiled_matvec(program: Program | PointProgram, weighted: bool) -> Iterator[st
     fill = [*loads(program), *body.lines]
     for o in range(m):
         fill += [f"J{o}[{a}, i] = {d}" for a, (_, d) in enumerate(present[o])]
+        if robust:
+            fill += [*residual(body, o, weighted=weighted, loss=loss), f"h{o}_[i] = h"]
     yield from indent(4, fill)
+    weights = "h{}_" if robust else "w{}_" if weighted else ""
     for o in range(m):
-        yield from indent(3, _there_and_back(o, weighted))
+        yield from indent(3, _there_and_back(o, weights.format(o)))
     yield f"        {fold_block()}"
     yield from indent(1, after)
 
 
-def _there_and_back(o: int, weighted: bool) -> list[str]:
-    """The statements of one output that add Jᵀ(W(J·v)) of a sub-block to `out`."""
-    weigh = ["for i in range(end - sub):", f"    along[i] *= np.float64(w{o}_[i])"]
+def _there_and_back(o: int, weights: str) -> list[str]:
+    """The statements of one output that add Jᵀ(W(J·v)) of a sub-block to `out`; no weights are all 1."""
+    weigh = ["for i in range(end - sub):", f"    along[i] *= np.float64({weights}[i])"]
     return [
         "along[:] = 0.0",
         f"for a in range(len(J{o})):",
@@ -222,7 +298,7 @@ def _there_and_back(o: int, weighted: bool) -> list[str]:
         f"    factor = v[PRESENT{o}[a]]",
         "    for i in range(end - sub):",
         "        along[i] += factor * row[i]",
-        *(weigh if weighted else []),
+        *(weigh if weights else []),
         f"for a in range(len(J{o})):",
         f"    row = J{o}[a]",
         "    t = 0.0",
