@@ -13,7 +13,7 @@ from nlsq_nb.backends import get_backend
 from nlsq_nb.config.flat import HybridStreamingConfig
 from nlsq_nb.config.given import config_from
 from nlsq_nb.direct import fit_directly
-from nlsq_nb.errors import UnsupportedOption
+from nlsq_nb.errors import ConfigError, UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.problem import read_problem
@@ -139,6 +139,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     if not check_finite or nan_policy == "omit":
         config_fields["validate_numerics"] = False
     options = config_from(config, config_fields)
+    _check_flags(absolute_sigma=absolute_sigma, check_finite=check_finite, full_output=full_output)
     _check_options(method, nan_policy)
     weights = GroupWeights(options.weights.values) if options.weights.weighted else None
     given = {"x": xdata, "y": ydata, "sigma": sigma} if ydata is not None else read_data(xdata, sigma)
@@ -170,6 +171,12 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     assert isinstance(problem.source, ArraySource)
     info = {"nfev": result.nfev, "fvec": -result.fun * problem.source.root_weights()}  # SciPy's sign
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
+
+
+def _check_flags(**flags: Any) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, (bool, int, np.bool_)):  # "no" would count as true
+            raise ConfigError(f"{name}={value!r}; True or False is needed")
 
 
 def _check_options(method: str | None, nan_policy: str | None) -> None:

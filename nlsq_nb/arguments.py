@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.columns import numeric
 from nlsq_nb.core.losses import LEAST_SQUARES, LOSSES, Loss
-from nlsq_nb.errors import ConfigError, DataError, UnsupportedOption
+from nlsq_nb.errors import ConfigError, DataError, SourceError, UnsupportedOption
 from nlsq_nb.models.base import ModelBase
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.sources import as_source
@@ -152,6 +154,8 @@ def read_data(data: Any, sigma: Any) -> dict[str, Any]:
         When sigma is given twice.
     """
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "columns"):
+            raise SourceError("ydata is missing: give x and y, one (x, y), or another source of rows")
         source = as_source(data)
         if sigma is not None:
             raise TypeError("a source brings its own weights; sigma cannot be given beside it")
@@ -224,16 +228,39 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
     if isinstance(bounds, Mapping):
         _require_known(bounds, names, "bounds")
         bounds = tuple(zip(*(_pair(bounds, name) for name in names), strict=True))
+    if isinstance(bounds, AbstractSet):
+        raise DataError("bounds are a set, which has no order; give (lower, upper)")
+    _refuse_pairs(bounds, p)
     try:
-        lower, upper = (np.asarray(b, dtype=np.float64) for b in bounds)
+        lower, upper = (_side(b, end) for b, end in zip(bounds, (-np.inf, np.inf), strict=True))
         low, high = (np.broadcast_to(b, (p,)).copy() for b in (lower, upper))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DataError(
             f"bounds must be (lower, upper), scalars or {p} values each for {', '.join(names)}"
         ) from None
     if np.isnan(low).any() or np.isnan(high).any():
         raise DataError(f"bounds of parameter {names[int(np.argmax(np.isnan(low + high)))]!r} are nan")
     return low, high
+
+
+def _side(values: Any, end: float) -> Floats:
+    """Bounds of one side; None is no bound."""
+    listed = values if isinstance(values, (list, tuple)) else [values] if values is None else None
+    if listed is not None:
+        values = [end if value is None else value for value in listed]
+    side = np.asarray(numeric(values, "bounds"), dtype=np.float64)
+    return side[0] if listed is not None and len(listed) == 1 else side
+
+
+def _refuse_pairs(bounds: Any, p: int) -> None:
+    """A list of (lower, upper) for two parameters would be read as lower and upper bounds."""
+    if p == 2 and isinstance(bounds, list) and len(bounds) == 2:
+        low, high = bounds
+        if isinstance(low, tuple) and isinstance(high, tuple) and low == high and len(set(low)) == 2:
+            raise DataError(
+                f"bounds={bounds}, read as (lower, upper), fix every parameter; for one pair per parameter "
+                "give a mapping {name: (lower, upper)}"
+            )
 
 
 def _pair(bounds: Mapping[str, Any], name: str) -> tuple[Any, Any]:
@@ -273,13 +300,15 @@ def read_start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:
         for name, value in (p0 or {}).items():
             try:
                 start[model.params.index(name)] = value
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise DataError(f"p0[{name!r}] is {value!r}; a number is needed") from None
         return start
+    if np.ma.is_masked(p0):
+        raise DataError("p0 has masked entries; give a number for every parameter")
     try:
         values = np.atleast_1d(np.asarray(p0, dtype=np.float64))
-    except (TypeError, ValueError):
-        raise DataError(f"p0 is not a sequence of numbers: {p0!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"p0 is not a sequence of numbers: {str(p0)[:80]}") from None
     if values.ndim != 1:
         raise DataError(f"p0 has shape {values.shape}; ({model.n_params},) is needed")
     return values.copy()

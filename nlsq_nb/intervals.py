@@ -320,9 +320,9 @@ def _half_widths(result: Any, level: float) -> Floats:
         return np.where(perr == 0.0, 0.0, _factor(result, level) * perr)
 
 
-def _factor(result: Any, level: float) -> float:
+def _factor(result: Any, level: Any) -> float:
     """Standard errors up to the end of an interval: Student's t, or normal where σ is known."""
-    if not 0.0 < level < 1.0:
+    if not isinstance(level, (float, int, np.floating)) or not 0.0 < level < 1.0:
         raise DataError(f"level={level!r} is not between 0 and 1; 0.95 asks for 95 %")
     from scipy.special import ndtri, stdtrit
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,12 @@ def numeric(values: Any, field: str) -> NDArray[Any]:
                 f"{field} is masked, first at position {row}; drop the masked rows first"
             )
         values = values.data
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{field} is not a regular array of numbers: {error}") from None
+    array = _as_array(values, field)
     if array.dtype == object:
         try:
             array = array.astype(np.float64)
+        except OverflowError:
+            raise DataError(f"{field} holds integers beyond the range of float64; rescale them") from None
         except (ValueError, TypeError):
             raise DataError(
                 f"{field} has dtype object and holds something other than real numbers"
@@ -60,6 +60,18 @@ def numeric(values: Any, field: str) -> NDArray[Any]:
     if array.dtype.kind not in "fiub":
         raise DataError(f"{field} has dtype {array.dtype}; real numbers are needed")
     return array
+
+
+def _as_array(values: Any, field: str) -> NDArray[Any]:
+    if values is None:
+        raise DataError(f"{field} is missing (None); give an array of numbers")
+    if isinstance(values, (Iterator, AbstractSet)):
+        kind = type(values).__name__
+        raise DataError(f"{field} is a {kind}, which has no length or no order; give list(...) of it")
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{field} is not a regular array of numbers: {error}") from None
 
 
 def split_columns(x: Any, names: Sequence[str], field: str = "xdata") -> tuple[NDArray[Any], ...]:

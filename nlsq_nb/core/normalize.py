@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nlsq_nb.errors import ConfigError
+from nlsq_nb.errors import ConfigError, DataError
 
 __all__ = ["STRATEGIES", "ParameterNormalizer"]
 
@@ -90,7 +90,7 @@ class ParameterNormalizer:
         ndarray, shape (p,)
             z = (θ − o) / S.
         """
-        return np.asarray((np.asarray(theta, float) - self.offsets) / self.scales)
+        return np.asarray((self._checked(theta, "theta") - self.offsets) / self.scales)
 
     def denormalize(self, z: ArrayLike) -> Floats:
         """Normalised → physical.
@@ -105,7 +105,13 @@ class ParameterNormalizer:
         ndarray, shape (p,)
             θ = S z + o.
         """
-        return np.asarray(np.asarray(z, float) * self.scales + self.offsets)
+        return np.asarray(self._checked(z, "z") * self.scales + self.offsets)
+
+    def _checked(self, values: ArrayLike, name: str) -> Floats:
+        array = np.asarray(values, float)
+        if array.shape[-1:] != self.scales.shape:
+            raise DataError(f"{name} has shape {array.shape}; {len(self.scales)} values are needed")
+        return array
 
     def transform_bounds(self) -> tuple[Floats, Floats] | None:
         """The bounds in z.

@@ -89,12 +89,16 @@ class ModelBase:
         return out if self.n_outputs > 1 else out[0]
 
     def _evaluate(
-        self, what: Literal["values", "derivatives"], x: Any, theta: Sequence[float]
+        self, what: Literal["values", "derivatives"], x: Any, theta: Sequence[Any]
     ) -> NDArray[np.float64]:
         if len(theta) != self.n_params:
             raise ModelError(f"{self.n_params} parameters {self.params} needed, {len(theta)} given")
+        for name, value in zip(self.params, theta, strict=True):
+            if np.ndim(value) or value is None or isinstance(value, (str, bytes, complex)):
+                raise ModelError(f"parameter {name!r} is {value!r}; one real number is needed")
+        values = np.asarray(theta, dtype=np.float64)
         columns = tuple(c.astype(np.float64, copy=False) for c in split_columns(x, self.x, "x"))
-        return evaluate(self.program, what, columns, np.asarray(theta, dtype=np.float64))
+        return evaluate(self.program, what, columns, values)
 
     def source(self, target: str = "cpu", *, weighted: bool = False) -> str:
         """The generated module for a target; no GPU is needed to see the CUDA text.

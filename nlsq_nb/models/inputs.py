@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nlsq_nb.errors import ModelError
+from nlsq_nb.errors import DataError, ModelError
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
 
@@ -80,6 +80,8 @@ def _variables(xdata: Any, n_rows: int, symbols: set[str] | None) -> tuple[str, 
     """Names of the independent variables; `symbols` are the names in the model, if it has any."""
     if isinstance(xdata, Mapping) or hasattr(xdata, "columns"):
         names = tuple(str(key) for key in xdata)
+        if not names:
+            raise DataError("xdata has no columns; give one per independent variable")
         return tuple(name for name in names if symbols is None or name in symbols) or names
     if symbols is not None and "x" in symbols:
         return ("x",)
@@ -106,7 +108,7 @@ def _symbols(model: Any) -> set[str]:
 
 def _takes_any_number(f: Any) -> bool:
     try:
-        arguments = list(inspect.signature(f).parameters.values())[1:]
+        arguments = list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):
         return True
     return any(a.kind is a.VAR_POSITIONAL for a in arguments)

@@ -73,6 +73,8 @@ def argument_names(
     ModelError
         When the function does not name them.
     """
+    if not callable(f):
+        raise ModelError(f"{f!r} is not a function f(x, *params)")
     if params is not None:
         return checked_names(params, "params")
     try:

@@ -50,7 +50,7 @@ def opaque_program(
         return x
 
     def call(x: NDArray[np.float64], theta: NDArray[Any], rows: int) -> NDArray[Any]:
-        out = _real_array(_called("f", f, x, theta), np.iscomplexobj(theta))
+        out = _real_array("f", _called("f", f, x, theta), np.iscomplexobj(theta))
         if out.shape not in ((rows,), ()):
             raise ModelError(f"f returned shape {out.shape} for {rows} rows; ({rows},) is needed")
         return np.broadcast_to(out, (rows,))
@@ -62,10 +62,10 @@ def opaque_program(
     def given(columns: Columns, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         assert callable(jac)
         rows = len(columns[0])
-        out = np.asarray(_called("jac", jac, argument(columns), theta), dtype=np.float64)
+        out = _real_array("jac", _called("jac", jac, argument(columns), theta))
         if out.shape != (rows, n_params):
             raise ModelError(f"jac returned shape {out.shape}; ({rows}, {n_params}) is needed")
-        return out.T[None, :, :]
+        return out.T[None, :, :].astype(np.float64)
 
     def numeric(columns: Columns, theta: NDArray[np.float64]) -> NDArray[np.float64]:
         x, rows = argument(columns), len(columns[0])
@@ -91,10 +91,13 @@ def _called(
         ) from error
 
 
-def _real_array(values: Any, complex_step: bool) -> NDArray[Any]:
-    out = np.asarray(values)
+def _real_array(name: str, values: Any, complex_step: bool = False) -> NDArray[Any]:
+    try:
+        out = np.asarray(values)
+    except ValueError:
+        raise ModelError(f"{name} returned a ragged {type(values).__name__}; reals are needed") from None
     if out.dtype.kind not in ("fiubc" if complex_step else "fiub"):
-        raise ModelError(f"f returned {type(values).__name__} of dtype {out.dtype}; reals are needed")
+        raise ModelError(f"{name} returned {type(values).__name__} of dtype {out.dtype}; reals are needed")
     return out
 
 

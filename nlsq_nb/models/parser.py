@@ -128,10 +128,18 @@ def _tree(text: str) -> ast.expr:
     except SyntaxError as error:
         column = max((error.offset or 2) - 1, 1)
         word = re.search(rf"\b({'|'.join(keyword.kwlist)})\b", flat)
-        hint = f" ({word[0]!r} is a Python keyword; rename it)" if word else ""
+        hint = f" ({word[0]!r} is a Python keyword; rename it)" if word else _advice(flat)
         raise ModelError(f"column {column}: the model text cannot be read{hint}") from None
     except (RecursionError, MemoryError, ValueError, OverflowError):
         raise ModelError("column 1: the model text is too deeply nested to be read") from None
+
+
+def _advice(text: str) -> str:
+    """What is probably wrong with a text that is no expression."""
+    if re.match(r"[\w\s]*=[^=]", text):
+        return ": give the right-hand side alone, without 'y ='"
+    product = re.search(r"(?<![\w.])[\d.]+[^\W\d_]|\w\s+\w|\)\s*\w", text)
+    return f": is a * missing in {product[0]!r}?" if product else ""
 
 
 @dataclass(slots=True)

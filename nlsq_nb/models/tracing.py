@@ -82,6 +82,8 @@ def trace(f: Callable[..., Any], n_vars: int | None, params: tuple[str, ...] | N
     TracingError
         With the operation that cannot be traced and its line.
     """
+    if isinstance(f, np.ufunc):
+        raise TracingError(f"np.{f.__name__} has no parameters to fit; write lambda x, a: a*np.{f.__name__}(x)")
     if not callable(f):
         raise TracingError(f"{type(f).__name__} is not a function f(x, *params)")
     count = 1 if n_vars is None else n_vars
@@ -125,6 +127,8 @@ def _arguments(
             f"{_origin(f)}: the signature has *args, so the parameters have no names; "
             'give them: params=("a", "b", ...)'
         )
+    if not own:
+        raise TracingError(f"{_origin(f)}: takes no parameter after x; there is nothing to fit")
     return tuple(p.name for p in own), list
 
 
