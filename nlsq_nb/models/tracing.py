@@ -82,7 +82,7 @@ def trace(f: Callable[..., Any], n_vars: int | None, params: tuple[str, ...] | N
     TracingError
         With the operation that cannot be traced and its line.
     """
-    if isinstance(f, np.ufunc):
+    if isinstance(f, np.ufunc) and f.nin == 1:
         raise TracingError(f"np.{f.__name__} has no parameters to fit; write lambda x, a: a*np.{f.__name__}(x)")
     if not callable(f):
         raise TracingError(f"{type(f).__name__} is not a function f(x, *params)")

@@ -53,11 +53,6 @@ BEST = fit(DECAY, X, Y, P0)
 MODEL = Model(DECAY)
 
 
-def of(function):
-    """A call without arguments, so that it can stand in a table."""
-    return pytest.param(function)
-
-
 class Column:
     """A data frame's column: an array on request."""
 
@@ -122,6 +117,7 @@ ANSWERS = {  # the same fit in another dress
 }
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
 @pytest.mark.parametrize("call", ANSWERS.values(), ids=ANSWERS)
 def test_the_right_answer(call):
     result = bounded(call)
@@ -359,7 +355,7 @@ def test_group_weights_hold_in_the_covariance_too():
 def test_an_undetermined_direction_never_gets_a_small_error():
     x = np.linspace(1000.0, 1000.001, 50)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CovarianceWarning)
+        warnings.simplefilter("ignore")  # whether it converges and what it names is for others to say
         result = fit("a + b*x + c*x**2", x, 1.0 + 0.1 * np.sin(np.arange(50.0)))
     assert (result.perr > 1e3).all()
 
