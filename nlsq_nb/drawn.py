@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.sampling import stratified_rows
+from nlsq_nb.core.sampling import scattered_rows, stratified_rows
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Source
-from nlsq_nb.sources.sample import sample
+from nlsq_nb.sources.sample import ScatteredSource, sample
 
 __all__ = ["rows_to_check", "sample_of", "sample_size"]
 
 _WHOLE = 4096  # rows up to which the warm-up sees all data
 _SAMPLE, _SHARE = 16_384, 4  # of more it sees a quarter, but no more rows than these
 _ROWS_PER_PARAMETER = 1000  # and no fewer than these
-_CHECKED = 2048  # rows on which an answer is compared with others
+_CHECKED = 1024  # rows on which an answer is compared with others
 _CHECKED_PER_PARAMETER = 16
 
 
@@ -78,6 +78,7 @@ def rows_to_check(source: Source, options: Groups, n_params: int) -> Source:
         The same where they are few, else a part of them.
     """
     rows = max(_CHECKED, _CHECKED_PER_PARAMETER * n_params)
-    if source.n_rows <= 2 * rows:
+    if source.n_rows <= 4 * rows:
         return source
-    return sample(source, stratified_rows(source.n_rows, rows, options.setup.seed))
+    # a feature narrower than the distance of rows is lost, so they are not in runs
+    return ScatteredSource(source, scattered_rows(source.n_rows, rows, options.setup.seed))

@@ -24,7 +24,7 @@ from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.setup import depart, restart
 from nlsq_nb.phases.state import FitState, StopReason
-from nlsq_nb.plan import check_rows, is_matrix_free, newton_phase
+from nlsq_nb.plan import check_objective, is_matrix_free, newton_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Source
 from nlsq_nb.starts import reduced_sse, short_fit
@@ -32,13 +32,17 @@ from nlsq_nb.starts import reduced_sse, short_fit
 __all__ = ["is_doubtful", "second_opinion"]
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 _MOST = 3  # times that a fit asks, each after the one before led to something lower
 _STARTS, _FITS, _STEPS = 64, 6, 30
 _FEWER_STARTS, _FEWER_FITS = 24, 3  # where every step takes Python
 _LARGEST = 64  # parameters beyond which such steps are too dear
-_CHANCE = 11.3  # the 99 % point of χ² with three degrees of freedom
+_CHANCE, _CHANCE_OF_FEW = 11.3, 6.25  # the 99 % and 90 % points of χ² with three degrees of freedom
 _WEAK = 0.5  # share of the spread of y that is left where nothing much is explained
 _FEW, _POOR = 10, 0.01  # the same where there are so few degrees of freedom that no pattern shows
+_SMALL = 25  # degrees of freedom below which a pattern is hard to see, and starts are cheap to try
+_CANCELLING = 10.0  # size of a linear term, over that of y
+_AGREEING = 3  # ends at the lowest sse after which no more short fits are needed
 _EXACT = 1e-20  # share of Σ w y² that is rounding
 _APART = 0.05  # relative distance of starts that are both tried
 _LOWER = 1e-6  # relative reduction of the sse that means another optimum
@@ -84,31 +88,34 @@ def second_opinion(
     FitState or None
         Where the fit goes on, the answer being its `before`; None where the answer stands.
     """
-    linear = np.array([name in problem.model.linear_params for name in problem.model.params])
-    if not _may_ask(options, state) or not (state.free & ~linear).any():  # else there is one optimum
+    linear = [name in problem.model.linear_params for name in problem.model.params]
+    if not _may_ask(options, state) or not any(np.greater(state.free, linear)):  # else there is one optimum
         return None
-    part = check_rows(problem, options, backend, objective)
-    # linear parameters are at their best in every comparison, however the fit itself treats them
-    share = part.weight / objective.weight
-    asked = replace(state, separable=linear & state.free, signal=state.signal * share)
-    columns, residuals = _sorted_rows(problem, part.source, state.theta)
-    doubts = tuple(_doubts(state, residuals, spread))
+    rows = rows_to_check(objective.sample.source, options, len(linear))
+    columns, residuals = _sorted_rows(problem, rows, state.theta)
+    doubts = tuple(_doubts(state, linear, residuals, spread))
     if not doubts and options.checks.second_opinion == "auto":
         return None
+    part = check_objective(problem, options, backend, objective, rows)
+    # linear parameters are at their best in every comparison, however the fit itself treats them
+    share = part.weight / objective.weight
+    asked = replace(state, separable=np.array(linear) & state.free, signal=state.signal * share)
     native = part.resident() is not None and is_eligible(newton_phase(options, len(state.theta)), asked)
     n_starts, n_fits = (_STARTS, _FITS) if native else (_FEWER_STARTS, _FEWER_FITS)
-    emit(SecondOpinionAsked(doubts, n_starts, part.source.n_rows))
+    emit(SecondOpinionAsked(doubts, n_starts, rows.n_rows))
     ground = Ground(
         columns, residuals.sum(axis=0), problem.p0, state.theta, state.lower, state.upper,
         asked.free & ~asked.separable,
     )
     starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
-    before = part.passes
-    best = _best(options, asked, part, starts, n_fits)
-    lower = best is not None and _is_lower(options, asked, part, best)
-    sse = math.inf if best is None else _sse(best) * (objective.weight / part.weight)
-    emit(SecondOpinionGiven(sse, lower, part.passes - before))
-    return depart(state, best.theta) if best is not None and lower else None
+    before, whole = part.passes, rows.n_rows == objective.source.n_rows
+    # the answer is at its best on all rows, so it has to be fitted to a part of them too
+    here = asked if whole else short_fit(restart(asked, asked.theta), options, part, _STEPS)
+    best = _best(options, asked, here, part, starts, n_fits)
+    least = _LOWER * _sse(here) if whole else _CLEARLY * _sse(best) / max(residuals.size - len(problem.p0), 1)
+    lower = _sse(here) - _sse(best) > least
+    emit(SecondOpinionGiven(_sse(best) * (objective.weight / part.weight), lower, part.passes - before))
+    return depart(state, best.theta) if lower else None
 
 
 def is_doubtful(
@@ -134,15 +141,13 @@ def is_doubtful(
     bool
         True also where it is asked for in any case.
     """
-    linear, free = problem.model.linear_params, state.free.tolist()
-    moves = any(f and name not in linear for name, f in zip(problem.model.params, free, strict=True))
-    if not moves or not _may_ask(options, state):
+    linear = [name in problem.model.linear_params for name in problem.model.params]
+    if not _may_ask(options, state) or not any(np.greater(state.free, linear)):
         return False
     if options.checks.second_opinion != "auto":
         return True
-    part = rows_to_check(rows, options, len(free))
-    _, residuals = _sorted_rows(problem, part, state.theta)
-    return next(_doubts(state, residuals, spread), None) is not None
+    _, residuals = _sorted_rows(problem, rows_to_check(rows, options, len(linear)), state.theta)
+    return next(_doubts(state, linear, residuals, spread), None) is not None
 
 
 def _may_ask(options: Groups, state: FitState) -> bool:
@@ -157,7 +162,7 @@ def _may_ask(options: Groups, state: FitState) -> bool:
     return state.stop.success or state.stop in _DOUBTFUL
 
 
-def _doubts(state: FitState, residuals: Floats, spread: float) -> Iterator[str]:
+def _doubts(state: FitState, linear: list[bool], residuals: Floats, spread: float) -> Iterator[str]:
     """What speaks against an answer."""
     assert state.sums is not None
     assert isinstance(state.stop, StopReason)
@@ -170,20 +175,24 @@ def _doubts(state: FitState, residuals: Floats, spread: float) -> Iterator[str]:
         yield "little of the spread of y is explained"
     elif dof < _FEW and sse > _POOR * spread:
         yield "few residuals, and they are not small"
-    if max(common_part(r) for r in residuals) > _CHANCE:
+    if max(common_part(r) for r in residuals) > (_CHANCE if dof >= _SMALL else _CHANCE_OF_FEW):
         yield "the residuals show a pattern"
+    terms = (state.theta**2 * state.sums.jtj.diagonal()).tolist()
+    if any(term > _CANCELLING**2 * state.signal for term, counts in zip(terms, linear, strict=True) if counts):
+        yield "large terms cancel each other"
 
 
 def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
     """Columns of x, and √w (y − f) by outputs, of the rows that are looked at, in the order of x."""
-    columns, found = [], []
+    parts = []
     for chunk in rows.chunks():
         x = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
-        r = np.stack(chunk.y) - evaluate(problem.model.program, "values", x, theta)
-        columns.append(x)
-        found.append(r if chunk.w is None else np.sqrt(np.stack(chunk.w)) * r)
-    x = tuple(np.concatenate(pieces) for pieces in zip(*columns, strict=True))
-    residuals = np.concatenate(found, axis=1)
+        r = chunk.y - evaluate(problem.model.program, "values", x, theta)
+        parts.append((x, r if chunk.w is None else np.sqrt(chunk.w) * r))
+    x, residuals = parts[0]
+    if len(parts) > 1:
+        x = tuple(np.concatenate(pieces) for pieces in zip(*(x for x, _ in parts), strict=True))
+        residuals = np.concatenate([r for _, r in parts], axis=1)
     if not (x[0][1:] > x[0][:-1]).all():
         order = np.lexsort(x[::-1])
         x, residuals = tuple(c[order] for c in x), residuals[:, order]
@@ -191,19 +200,24 @@ def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[F
 
 
 def _best(
-    options: Groups, asked: FitState, part: DataObjective, starts: Floats, n_fits: int
-) -> FitState | None:
-    """Where the lowest of the short fits ended."""
+    options: Groups, asked: FitState, here: FitState, part: DataObjective, starts: Floats, n_fits: int
+) -> FitState:
+    """Where the lowest of the short fits ended, the answer's own included."""
     found = screen(asked, part, starts)
     if found is None:
         ridge = options.gauss_newton.ridge
         found = np.array([reduced_sse(asked, part, start, ridge) for start in starts])
-    ends = [
-        short_fit(restart(asked, starts[row]), options, part, _STEPS)
-        for row in _chosen(asked, starts, found, n_fits)
-    ]
-    good = [end for end in ends if end.sums is not None and end.sums.is_finite]
-    return min(good, key=_sse, default=None)
+    best, agreeing = here, 1
+    for row in _chosen(asked, starts, found, n_fits):
+        end = short_fit(restart(asked, starts[row]), options, part, _STEPS)
+        if _sse(end) < _sse(best) * (1.0 - _LOWER):
+            best, agreeing = end, 1
+        elif _sse(end) <= _sse(best) * (1.0 + _LOWER):
+            best = min(best, end, key=_sse)
+            agreeing += row > 0  # that p0 leads there says nothing new
+        if agreeing >= _AGREEING:
+            break
+    return best
 
 
 def _chosen(asked: FitState, starts: Floats, sse: Floats, count: int) -> list[int]:
@@ -221,22 +235,11 @@ def _chosen(asked: FitState, starts: Floats, sse: Floats, count: int) -> list[in
     return chosen
 
 
-def _is_near(points: Floats, other: Floats) -> NDArray[np.bool_]:
+def _is_near(points: Floats, other: Floats) -> Mask:
     """Which points differ from another one in no parameter by much."""
     apart = np.abs(points - other) > _APART * (np.abs(points) + np.abs(other))
     return np.asarray(~apart.any(axis=1))
 
 
-def _is_lower(options: Groups, asked: FitState, part: DataObjective, best: FitState) -> bool:
-    """Whether what was found is lower than the answer by more than rounding, and on a sample than chance."""
-    assert asked.sums is not None
-    if part.source.n_rows == asked.sums.n_rows:
-        return _sse(best) < _sse(asked) * (1.0 - _LOWER)
-    # the answer is at its best on all rows, so it has to be fitted to these ones too
-    here = short_fit(replace(restart(asked, asked.theta), sums=None), options, part, _STEPS)
-    dof = max(part.source.n_rows - int(asked.free.sum()), 1)
-    return _sse(here) - _sse(best) > _CLEARLY * _sse(best) / dof
-
-
 def _sse(state: FitState) -> float:
-    return math.inf if state.sums is None else state.sums.sse
+    return math.inf if state.sums is None or not state.sums.is_finite else state.sums.sse

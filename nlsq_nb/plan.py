@@ -20,7 +20,7 @@ from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.penalties import group_variance, largest_strength
 from nlsq_nb.core.sampling import stratified_rows
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.drawn import rows_to_check, sample_of, sample_size
+from nlsq_nb.drawn import sample_of, sample_size
 from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.errors import ConfigError
 from nlsq_nb.events import PassProgress
@@ -39,7 +39,7 @@ from nlsq_nb.sources.sample import batches, sample
 
 __all__ = [
     "batch_objectives",
-    "check_rows",
+    "check_objective",
     "is_matrix_free",
     "newton_phase",
     "objective_over",
@@ -269,8 +269,8 @@ def batch_objectives(
     return [_over(problem, part, options, backend, lambda _: None) for part in parts]
 
 
-def check_rows(
-    problem: Problem, options: Groups, backend: Backend, objective: DataObjective
+def check_objective(
+    problem: Problem, options: Groups, backend: Backend, objective: DataObjective, rows: Source
 ) -> DataObjective:
     """The sums over the rows on which an answer is compared with others.
 
@@ -284,16 +284,17 @@ def check_rows(
         Where sums are computed.
     objective : DataObjective
         Over all rows.
+    rows : Source
+        From `rows_to_check`.
 
     Returns
     -------
     DataObjective
-        The objective itself where its rows are few, else over a part of its sample.
+        The objective's sample where that has these rows.
     """
-    part = rows_to_check(objective.sample.source, options, problem.model.n_params)
-    if part is objective.sample.source:
+    if rows is objective.sample.source:
         return objective.sample
-    return _over(problem, part, options, backend, lambda _: None)
+    return _over(problem, rows, options, backend, lambda _: None)
 
 
 def _over(

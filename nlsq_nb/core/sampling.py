@@ -18,6 +18,7 @@ __all__ = [
     "kronecker_sample",
     "latin_hypercube_sample",
     "scale_samples",
+    "scattered_rows",
     "sobol_sample",
     "stratified_rows",
 ]
@@ -313,6 +314,27 @@ def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> tuple[t
     length = np.minimum(np.diff(steps * size // count), room)
     first = edges[:-1] + np.random.default_rng(seed).integers(0, room - length + 1)
     return tuple(zip(first.tolist(), (first + length).tolist(), strict=True))
+
+
+def scattered_rows(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
+    """Single rows, one at a random place in each of as many equal parts of the data.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows there are.
+    size : int
+        Rows wanted, ≤ n_rows.
+    seed : int
+        The same seed gives the same rows.
+
+    Returns
+    -------
+    ndarray of int64, shape (size,)
+        Rising.
+    """
+    edges = np.arange(size + 1) * n_rows // size
+    return np.asarray(edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges)))
 
 
 def _around(unit: Floats, start: Floats, low: Floats, high: Floats, factor: float) -> Floats:

@@ -14,7 +14,7 @@ from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Source
 
-__all__ = ["SampleSource", "batches", "sample"]
+__all__ = ["SampleSource", "ScatteredSource", "batches", "sample"]
 
 _STEP = 1 << 22  # rows per chunk, as for arrays in memory
 _RUNS = 16  # runs of rows of which a batch consists, at least
@@ -103,6 +103,30 @@ def _rows_of(ranges: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
     lengths = bounds[:, 1] - bounds[:, 0]
     before = np.cumsum(lengths) - lengths
     return np.repeat(bounds[:, 0] - before, lengths) + np.arange(int(lengths.sum()))
+
+
+class ScatteredSource(SampleSource):
+    """Single rows of another source, gathered as those of a sample.
+
+    Parameters
+    ----------
+    source : Source
+        All rows.
+    rows : ndarray of int64
+        Which ones, rising.
+    """
+
+    def __init__(self, source: Source, rows: NDArray[np.int64]) -> None:
+        super().__init__(source, ())
+        self._rows, self._n_rows = rows, len(rows)
+
+    def _within(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Copies of the rows of a chunk that are wanted."""
+        first, end = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows))
+        if first < end:
+            rows = self._rows[first:end] - chunk.start
+            w = None if chunk.w is None else tuple(c[rows] for c in chunk.w)
+            yield Chunk(chunk.start, tuple(c[rows] for c in chunk.x), tuple(c[rows] for c in chunk.y), w)
 
 
 def sample(source: Source, ranges: Sequence[tuple[int, int]]) -> SampleSource:

@@ -108,7 +108,7 @@ def test_what_all_data_do_not_bear_out_is_not_taken(monkeypatch):
     alone = curve_fit(PEAK, X, Y, TRUTH, second_opinion=False)
     worse = curve_fit(PEAK, X, Y, START, second_opinion=False)
     real = opinion.depart
-    monkeypatch.setattr(opinion, "_is_lower", lambda *_: True)
+    monkeypatch.setattr(opinion, "_LOWER", -1.0)
     monkeypatch.setattr(opinion, "depart", lambda state, theta: real(state, worse.popt))
     result = curve_fit(PEAK, X, Y, TRUTH, second_opinion=True)
     assert result.success

@@ -17,6 +17,7 @@ from nlsq_nb.core.sampling import (
     kronecker_sample,
     latin_hypercube_sample,
     scale_samples,
+    scattered_rows,
     sobol_sample,
     stratified_rows,
 )
@@ -52,6 +53,14 @@ def test_latin_hypercube_has_one_point_in_each_slice(n, d, seed):
 @pytest.mark.parametrize("sampler", [sobol_sample, halton_sample, kronecker_sample])
 def test_sequences_go_on_where_shorter_ones_end(sampler):
     assert np.array_equal(sampler(33, 3, seed=4)[:7], sampler(7, 3, seed=4))
+
+
+@pytest.mark.parametrize(("n", "size"), [(1000, 7), (100_000, 1024), (50, 50)])
+def test_scattered_rows_are_one_of_each_part(n, size):
+    rows = scattered_rows(n, size, 3)
+    assert np.array_equal(rows, scattered_rows(n, size, 3))
+    assert ((rows >= np.arange(size) * n // size) & (rows < np.arange(1, size + 1) * n // size)).all()
+    assert size == n or not np.array_equal(rows, scattered_rows(n, size, 4))
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 12])
