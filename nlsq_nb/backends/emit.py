@@ -8,16 +8,21 @@ what the wrapper does not reach is removed, so that the object needs neither Pyt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from numba import cfunc, config, njit, types
+from numba.core.codegen import JITCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
-from nlsq_nb.backends.objects import SYMBOL, Code
+from nlsq_nb.backends.objects import SYMBOL, Code, host_features
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["emit"]
+__all__ = ["emit", "wide_vectors"]
 
 _log = logging.getLogger("nlsq_nb.backends")
 _TYPES = {
@@ -57,13 +62,39 @@ def emit(function: Callable[..., Any], signature: tuple[str, ...]) -> Code:
     plain = getattr(function, "py_func", function)
     kinds = types.void(*(_TYPES[name] for name in signature))
     options = {"nogil": True, "error_model": "numpy"}
-    compiled = njit(kinds, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(plain)
+    with wide_vectors():
+        compiled = njit(kinds, no_cpython_wrapper=True, no_cfunc_wrapper=True, **options)(plain)
     try:
         return _object(compiled)
     except Exception as error:  # noqa: BLE001 - Numba's IR is no interface: another version may differ
         _log.info("no object can be made of %s: %s", plain.__name__, error)
         callback = cfunc(kinds, error_model="numpy")(plain)
         return Code(address=callback.address, owner=callback)
+
+
+class _WideCodegen(JITCPUCodegen):  # type: ignore[misc]
+    """Numba's own, for vectors as wide as the processor has them."""
+
+    def _customize_tm_features(self) -> str:
+        return host_features() if config.CPU_FEATURES is None else super()._customize_tm_features()
+
+
+@cache
+def _wide_codegen() -> _WideCodegen:
+    return _WideCodegen("nlsq_nb.kernels")
+
+
+@contextmanager
+def wide_vectors() -> Iterator[None]:
+    """Numba vectorises as it compiles, for one processor in all of the process: exchange it for the while."""
+    context = cpu_target.target_context
+    with global_compiler_lock:
+        usual = context._internal_codegen  # noqa: SLF001 - there is no public way to choose another
+        context._internal_codegen = _wide_codegen()  # noqa: SLF001
+        try:
+            yield
+        finally:
+            context._internal_codegen = usual  # noqa: SLF001
 
 
 def _object(compiled: Any) -> Code:
@@ -113,7 +144,7 @@ def _target_machine() -> Any:
     """The processor as Numba sees it, but for code that may lie anywhere in memory."""
     features = config.CPU_FEATURES
     if features is None:
-        features = llvm.get_host_cpu_features().flatten()
+        features = host_features()
     return llvm.Target.from_default_triple().create_target_machine(
         cpu=config.CPU_NAME or llvm.get_host_cpu_name(),
         features=features,
