@@ -174,7 +174,7 @@ class HybridStreamingConfig(Named):
     separable : bool or "auto"
         Whether parameters that enter linearly are eliminated (variable projection).
     warmup_sample_size : int or "auto"
-        Rows that the warm-up looks at; auto: all up to 100,000, else a sample of 16,384 or more.
+        Rows that the warm-up looks at; auto: all up to 4,096, else a quarter, about 16,384 at most.
     covariance_method : {"auto", "normal", "qr"}
         From which factorisation the covariance comes; "qr" is not in this version.
     second_opinion : bool or "auto"
