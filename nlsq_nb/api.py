@@ -16,7 +16,7 @@ from nlsq_nb.direct import fit_directly
 from nlsq_nb.errors import ConfigError, UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.models.opaque import JacobianRule
-from nlsq_nb.problem import read_problem
+from nlsq_nb.problem import Problem, read_problem
 from nlsq_nb.sources.arrays import ArraySource
 from nlsq_nb.sources.retrying import close
 from nlsq_nb.sources.weights import GroupWeights
@@ -66,7 +66,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         Start, (p,) or by name. By default 1, or the middle of finite bounds; parameters that
         enter linearly need none.
     sigma : array_like, optional
-        Standard deviations of ydata, scalar or one per value.
+        Standard deviations of ydata, scalar or one per value; or the covariance matrix of its errors,
+        (N, N) for N values, output after output for several.
     absolute_sigma : bool
         Whether sigma is in the units of ydata (True) or relative (False: pcov is scaled by the
         reduced χ²).
@@ -169,7 +170,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     if not full_output:
         return result
     assert isinstance(problem.source, ArraySource)
-    info = {"nfev": result.nfev, "fvec": -result.fun * problem.source.root_weights()}  # SciPy's sign
+    fvec = _in_standard_deviations(-result.fun, problem)  # SciPy's sign
+    info = {"nfev": result.nfev, "fvec": fvec}
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
 
 
@@ -186,3 +188,11 @@ def _check_options(method: str | None, nan_policy: str | None) -> None:
         raise ValueError(f"method={method!r} is not one of auto, hybrid_streaming, lm, trf")
     if nan_policy not in (None, "raise", "omit"):
         raise ValueError(f"nan_policy={nan_policy!r} is not one of None, 'raise', 'omit'")
+
+
+def _in_standard_deviations(residuals: Any, problem: Problem) -> Any:
+    """Residuals in the shape of y, as they count."""
+    if problem.whitening is not None:
+        return problem.whitening.apply(residuals.ravel()).reshape(residuals.shape)
+    assert isinstance(problem.source, ArraySource)
+    return residuals * problem.source.root_weights()

@@ -23,14 +23,16 @@ from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.native_run import NativeRun
+from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import NAMES, PhaseHistory
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
 from nlsq_nb.opinion import is_doubtful
 from nlsq_nb.outcome import Observed, diagnostics, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
-from nlsq_nb.phases.finalize import Outcome, finalize
+from nlsq_nb.phases.finalize import Outcome
 from nlsq_nb.phases.gauss_newton import GaussNewton
+from nlsq_nb.phases.refine import Ending, conclude
 from nlsq_nb.phases.state import FitState, WarmupStop
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.plan import newton_phase, warmup_phase
@@ -112,7 +114,8 @@ def fit_directly(
         For data or a start that cannot be fitted.
     """
     plan = _plan_of(options)
-    if plan is None or problem.loss.is_robust or isinstance(problem.model.program, OpaqueProgram):
+    beyond = problem.loss.is_robust or problem.whitening is not None
+    if plan is None or beyond or isinstance(problem.model.program, OpaqueProgram):
         return None
     source = retrying(problem.source, options)
     if source.n_rows > RESIDENT_ROWS:
@@ -190,12 +193,22 @@ class _DirectFit:
         if asks and is_doubtful(self.problem, plan.options, end, part, summary.spread):
             return None
         self.stamps.append(_now())
-        outcome = finalize(end, summary.n_residuals, self.problem.absolute_sigma, 0.0)
+        outcome = self._concluded(end)
         self.stamps.append(_now())
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
             for event in self._events():
                 sink(event)
+        return outcome
+
+    def _concluded(self, end: FitState) -> Outcome:
+        """Phase 3."""
+        options, weight = self._plan.options, self.summary.weight
+        objective = DataObjective(self._engine_over(self.problem.source), len(end.theta), lambda _: None, weight=weight)
+        method, tol = options.checks.covariance_method, options.gauss_newton.tol
+        ending = Ending(self.summary.n_residuals, self.problem.absolute_sigma, method, tol)
+        outcome = conclude(end, lambda: objective, ending)
+        self.passes += objective.passes
         return outcome
 
     # -- phases 1 and 2 ------------------------------------------------------------------------

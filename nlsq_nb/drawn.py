@@ -33,6 +33,8 @@ def sample_size(problem: Problem, options: Groups) -> int:
         At least 1.
     """
     o, n, p = options.warmup, problem.source.n_rows, problem.model.n_params
+    if problem.whitening is not None:  # rows mean nothing without the others
+        return n
     if o.sample_size != "auto":
         return min(n, int(o.sample_size))
     least = _ROWS_PER_PARAMETER * p

@@ -54,6 +54,8 @@ def covariance_found(model: Model, outcome: Outcome) -> dict[str, Any]:
     covariance = outcome.covariance
     return {
         "condition": covariance.condition,
+        "method": outcome.method,
+        "corrections": outcome.corrections,
         "undetermined": tuple(named(model, covariance.undetermined)),
     }
 

@@ -26,8 +26,9 @@ from nlsq_nb.opinion import second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.driver import run
-from nlsq_nb.phases.finalize import Outcome, finalize, finalize_robust
+from nlsq_nb.phases.finalize import Outcome, finalize_robust
 from nlsq_nb.phases.graduated import scatter_of, under_the_loss
+from nlsq_nb.phases.refine import Ending, conclude
 from nlsq_nb.phases.setup import better, restart
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.plan import objective_over, penalty_of, robust_phase, warmup_phase
@@ -37,7 +38,7 @@ from nlsq_nb.record import FitRecord
 from nlsq_nb.result import FitResult
 from nlsq_nb.resuming import WatchedPhase, beside, resume, writer_for
 from nlsq_nb.sampled import advance_on_sample
-from nlsq_nb.scan import DataSummary, require_rowwise, summarize
+from nlsq_nb.scan import DataSummary, require_rowwise, summarize, whitened
 from nlsq_nb.stages import advance_stages
 
 __all__ = ["Fit"]
@@ -172,6 +173,8 @@ class Fit:
         model, source = self._problem.model, self._source
         self._emit(PhaseStarted(0, NAMES[0]))
         summary = summarize(source, model.x, self._options.data.validate, self._backend)
+        if self._problem.whitening is not None:
+            summary = whitened(summary, source, self._problem.whitening)
         state = first_state(self._problem, self._options, summary)
         require_rowwise(model.program, source, self._problem.p0)
         self._done(0, state, setup_found(model, summary, state))
@@ -248,16 +251,28 @@ class Fit:
         assert state.sums is not None
         if state.sums.order < 2 and len(state.theta) <= _DENSE:
             state = replace(state, sums=objective.under(self._problem.loss)(state.theta, 2))
-        penalty = penalty_of(self._options, source.n_rows)
-        added = NormalSums.zero(len(state.theta), 2) if penalty is None else penalty(state.theta)
         if self._problem.loss.is_robust:
-            scatter = scatter_of(state, objective, self._problem.loss, added)
-            outcome = finalize_robust(state, summary.n_residuals, added.sse, scatter)
+            outcome = self._robust(state, objective, summary)
         else:
-            outcome = finalize(state, summary.n_residuals, self._problem.absolute_sigma, added.sse)
+            outcome = conclude(state, lambda: objective, self._ending(summary))
+        self.record.see(outcome.state)
         found = covariance_found(self._problem.model, outcome)
-        self._done(3, state, found, "done")
+        self._done(3, outcome.state, found, "done")
         return outcome, summary
+
+    def _robust(self, state: FitState, objective: DataObjective, summary: DataSummary) -> Outcome:
+        """The end of a fit under a robust loss."""
+        penalty = penalty_of(self._options, self._source.n_rows)
+        added = NormalSums.zero(len(state.theta), 2) if penalty is None else penalty(state.theta)
+        scatter = scatter_of(state, objective, self._problem.loss, added)
+        return finalize_robust(state, summary.n_residuals, added.sse, scatter)
+
+    def _ending(self, summary: DataSummary) -> Ending:
+        """What phase 3 goes by."""
+        checks, newton = self._options.checks, self._options.gauss_newton
+        penalty = penalty_of(self._options, self._source.n_rows)
+        absolute = self._problem.absolute_sigma
+        return Ending(summary.n_residuals, absolute, checks.covariance_method, newton.tol, penalty)
 
     def _drive(
         self,

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.core.losses import Loss
+from nlsq_nb.core.penalties import GroupVariance
 from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.core.tsqr import Triangle
 from nlsq_nb.protocols import Engine, Source
 from nlsq_nb.sources.weights import total_weight
 
@@ -41,8 +43,8 @@ class DataObjective:
         p.
     explain : callable
         Called with theta when the very first sums are not finite; raises the reason.
-    penalty : callable, optional
-        Sums of order 2 at theta that are added to those of the data.
+    penalty : GroupVariance, optional
+        What is added to the sums of the data.
     weight : float, optional
         Σ w over the residuals, where a scan has found it; else it is found when asked for.
     sample : callable, optional
@@ -56,7 +58,7 @@ class DataObjective:
         n_params: int,
         explain: Callable[[Floats], None],
         *,
-        penalty: Callable[[Floats], NormalSums] | None = None,
+        penalty: GroupVariance | None = None,
         weight: float | None = None,
         sample: Callable[[], DataObjective] | None = None,
     ) -> None:
@@ -159,3 +161,10 @@ class DataObjective:
         if known is None or known[0] != key:  # conjugate gradients stay at one theta
             known = self._stiffness = (key, self._penalty(at).jtj)
         return np.asarray(product + known[1] @ along)
+
+    def triangle(self, theta: Floats) -> Triangle:
+        """One pass over the data; see `Objective.triangle`."""
+        extra = None if self._penalty is None else self._penalty.rows(theta)
+        found = self._engine.triangle(np.ascontiguousarray(theta, dtype=np.float64), extra)
+        self.passes += 1
+        return found

@@ -91,7 +91,9 @@ def second_opinion(
     linear = [name in problem.model.linear_params for name in problem.model.params]
     if not _may_ask(options, state) or not any(np.greater(state.free, linear)):  # else there is one optimum
         return None
-    rows = rows_to_check(objective.sample.source, options, len(linear))
+    rows = objective.sample.source
+    if problem.whitening is None:  # else rows mean nothing without the others
+        rows = rows_to_check(rows, options, len(linear))
     columns, residuals = _sorted_rows(problem, rows, state.theta)
     doubts = tuple(_doubts(state, linear, residuals, spread))
     if not doubts and options.checks.second_opinion == "auto":
@@ -193,6 +195,8 @@ def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[F
     if len(parts) > 1:
         x = tuple(np.concatenate(pieces) for pieces in zip(*(x for x, _ in parts), strict=True))
         residuals = np.concatenate([r for _, r in parts], axis=1)
+    if problem.whitening is not None:  # correlated errors are no pattern
+        residuals = problem.whitening.apply(residuals.ravel()).reshape(residuals.shape)
     if not (x[0][1:] > x[0][:-1]).all():
         order = np.lexsort(x[::-1])
         x, residuals = tuple(c[order] for c in x), residuals[:, order]

@@ -113,7 +113,9 @@ def result_of(
         absolute_sigma=problem.absolute_sigma,
         weight=summary.weight,
         _diagnose=observed.diagnose,
-        _residuals=Residuals(model, source, state.theta, outcome.sse, summary.signal),
+        _residuals=Residuals(
+            model, source, state.theta, outcome.sse, summary.signal, problem.whitening
+        ),
         _refit=HeldFit(problem, options, observed.backend, summary.weight, state),
         _model=model,
         _options=options,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,14 +16,14 @@ from nlsq_nb.config.groups import (
     Groups,
 )
 from nlsq_nb.core.losses import Loss
-from nlsq_nb.core.penalties import group_variance, largest_strength
+from nlsq_nb.core.penalties import GroupVariance, largest_strength
 from nlsq_nb.core.sampling import stratified_rows
-from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.drawn import sample_of, sample_size
 from nlsq_nb.engines.local import LocalEngine
+from nlsq_nb.engines.whitened import WhitenedEngine
 from nlsq_nb.errors import ConfigError
 from nlsq_nb.events import PassProgress
-from nlsq_nb.objective import DataObjective
+from nlsq_nb.objective import DataObjective, SourcedEngine
 from nlsq_nb.phases.conjugate_gradient import ConjugateGradient
 from nlsq_nb.phases.defense import Defense, StepSizes
 from nlsq_nb.phases.gauss_newton import GaussNewton
@@ -166,7 +165,7 @@ def is_matrix_free(options: Groups, n_params: int) -> bool:
     return n_params >= options.cg.threshold
 
 
-def penalty_of(options: Groups, n_rows: int) -> Callable[[Floats], NormalSums] | None:
+def penalty_of(options: Groups, n_rows: int) -> GroupVariance | None:
     """What is added to the sums beside the data.
 
     Parameters
@@ -178,14 +177,11 @@ def penalty_of(options: Groups, n_rows: int) -> Callable[[Floats], NormalSums] |
 
     Returns
     -------
-    callable or None
-        theta → NormalSums.
+    GroupVariance or None
+        None without a penalty.
     """
     o = options.penalty
-    if not o.group_variance:
-        return None
-    groups, strength = o.groups or (), o.strength
-    return lambda theta: group_variance(theta, groups, strength, n_rows)
+    return GroupVariance(o.groups or (), o.strength, n_rows) if o.group_variance else None
 
 
 def objective_over(
@@ -217,7 +213,7 @@ def objective_over(
         When λ is so large that float64 loses the data beside it.
     """
     source = problem.source
-    _require_carried(problem, options)
+    _require_carried(problem, options, weight)
     part = sample_of(problem, options)
     if part is source:
         return _over(problem, source, options, backend, emit, weight=weight)
@@ -225,12 +221,14 @@ def objective_over(
     return _over(problem, source, options, backend, emit, weight=weight, sample=few)
 
 
-def _require_carried(problem: Problem, options: Groups) -> None:
+def _require_carried(problem: Problem, options: Groups, weight: float) -> None:
     """Refuse a penalty that leaves nothing of the data in the sums."""
     o = options.penalty
     if not o.group_variance:
         return
     known = curvature_at(problem.model.program, problem.source, problem.p0)
+    if problem.whitening is not None:
+        known = known * (weight / len(problem.whitening.lower))
     limit = largest_strength(known, o.groups or ()) if np.isfinite(known).all() else np.inf
     if o.strength > limit:
         raise ConfigError(
@@ -262,6 +260,8 @@ def batch_objectives(
         At least one.
     """
     source = problem.source
+    if problem.whitening is not None:  # rows mean nothing without the others
+        return [_over(problem, source, options, backend, lambda _: None)]
     rows = min(source.n_rows, max(_GATHERED, sample_size(problem, options)))
     ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
     least = max(_BATCH, _BATCH_PER_PARAMETER * problem.model.n_params)
@@ -305,18 +305,25 @@ def _over(
     emit: Observer,
     **rest: Any,
 ) -> DataObjective:
-    model = problem.model
-    kernel = backend.compile(model.program, problem.source.dtype)
-    engine = LocalEngine(
-        backend,
-        kernel,
-        rows,
-        on_progress=lambda done, total, seconds: emit(PassProgress(done, total, seconds)),
-    )
+    model, engine = problem.model, _engine_of(problem, rows, backend, emit)
     return DataObjective(
         engine,
         model.n_params,
         lambda theta: require_finite(model.program, problem.source, theta, model.params),
         penalty=penalty_of(options, rows.n_rows),
         **rest,
+    )
+
+
+def _engine_of(problem: Problem, rows: Source, backend: Backend, emit: Observer) -> SourcedEngine:
+    """What runs the passes."""
+    program = problem.model.program
+    if problem.whitening is not None:
+        return WhitenedEngine(program, rows, problem.whitening)
+    kernel = backend.compile(program, problem.source.dtype)
+    return LocalEngine(
+        backend,
+        kernel,
+        rows,
+        on_progress=lambda done, total, seconds: emit(PassProgress(done, total, seconds)),
     )

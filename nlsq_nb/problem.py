@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from nlsq_nb.arguments import FitCall, read_bounds, read_loss, read_start, rows_of, values_in
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
-from nlsq_nb.errors import ModelError
+from nlsq_nb.core.whitening import Whitening
+from nlsq_nb.errors import ModelError, UnsupportedOption
 from nlsq_nb.models.inputs import as_model
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
@@ -43,6 +44,8 @@ class Problem:
         Whether sigma is taken as it is.
     loss : Loss
         What is minimised.
+    whitening : Whitening or None
+        Of a covariance matrix as sigma.
     """
 
     model: Model
@@ -51,6 +54,7 @@ class Problem:
     bounds: tuple[Floats, Floats]
     absolute_sigma: bool = False
     loss: Loss = LEAST_SQUARES
+    whitening: Whitening | None = None
 
 
 def read_problem(
@@ -97,8 +101,13 @@ def read_problem(
     low, high = read_bounds(call.bounds, model)
     start = read_start(call.p0, model, low, high)
     loss = read_loss(call.loss, call.f_scale)
+    if loss.is_robust and options.checks.covariance_method == "qr":
+        raise UnsupportedOption(
+            "covariance_method='qr' with a robust loss: its covariance is a sandwich of sums; leave it 'auto'"
+        )
     source = _source(call, options, model, omit, group_weights)  # last: it may read all rows
-    return Problem(model, source, start, (low, high), call.absolute_sigma, loss)
+    whitening = getattr(source, "whitening", None)
+    return Problem(model, source, start, (low, high), call.absolute_sigma, loss, whitening)
 
 
 def _first_row(source: Any) -> Any:

@@ -13,6 +13,7 @@ from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.profile import Held
 from nlsq_nb.core.sums import Accumulator, NormalSums
+from nlsq_nb.core.tsqr import Triangle, TriangleAccumulator
 from nlsq_nb.events import Event
 
 __all__ = ["Backend", "Engine", "Kernel", "Objective", "Observer", "Phase", "Refit", "Source"]
@@ -60,6 +61,11 @@ class Backend(Protocol):
     def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over the chunk, for many parameters."""
 
+    def triangularize(
+        self, kernel: Any, chunk: Chunk, theta: Floats, into: TriangleAccumulator
+    ) -> None:
+        """Add R of √W [J | r] of the chunk's blocks to the pass, in row order."""
+
     def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
         """The chunk and the kernel's sums where native code finds them; None where there are none."""
 
@@ -102,6 +108,9 @@ class Engine(Protocol):
     def matvec(self, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over all rows."""
 
+    def triangle(self, theta: Floats, extra: Floats | None = None) -> Triangle:
+        """R of √W [J | r] over all rows and, where given, further rows of [J | r]."""
+
     def resident(self) -> Resident | None:
         """All rows for native code, where they are few enough for one thread."""
 
@@ -136,6 +145,9 @@ class Objective(Protocol):
 
     def under(self, loss: Loss) -> Objective:
         """The objective over all rows with another loss; its passes count as this one's."""
+
+    def triangle(self, theta: Floats) -> Triangle:
+        """One pass: R of √W [J | r] at theta under least squares, penalties included."""
 
 
 class Phase(Protocol[S]):

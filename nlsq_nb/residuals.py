@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.errors import DataError
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.sources.retrying import RetryingSource
@@ -36,6 +37,8 @@ class Residuals:
         Σ w r² that the fit found, penalties left out.
     signal : float
         Σ w y².
+    whitening : Whitening or None
+        Of a covariance matrix as sigma.
     """
 
     model: Model
@@ -43,6 +46,7 @@ class Residuals:
     theta: Floats
     sse: float
     signal: float
+    whitening: Whitening | None = None
 
     def chunks(self) -> Iterator[Floats]:
         """Residuals of some consecutive rows at a time, in row order.
@@ -78,12 +82,14 @@ class Residuals:
             parts.append(self._of(chunk))
             w = 1.0 if chunk.w is None else np.stack(chunk.w)
             found += float(np.sum(w * parts[-1] ** 2))
+        joined = np.concatenate(parts, axis=1)
+        if self.whitening is not None:
+            found = float(np.sum(self.whitening.apply(joined.ravel()) ** 2))
         if not np.isclose(found, self.sse, rtol=1e-6, atol=1e-12 * self.sse + 1e-20 * self.signal):
             raise DataError(
                 f"the residuals do not give the sse of the fit ({found:g} instead of {self.sse:g}): "
                 "either the arrays were changed since, or the model function treats rows together"
             )
-        joined = np.concatenate(parts, axis=1)
         return joined if self.model.n_outputs > 1 else joined[0]
 
     def drawn(self, at_most: int) -> tuple[Floats, Floats, Floats]:

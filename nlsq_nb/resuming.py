@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
+
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import NormalSums
@@ -202,6 +204,8 @@ def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
         for column in (*chunk.x, *chunk.y, *(chunk.w or ())):
             data.update(str(column.dtype).encode())
             data.update(column.data)
+    if problem.whitening is not None:
+        data.update(np.ascontiguousarray(problem.whitening.lower.T).data)
     # any number of threads gives the same bits
     settings = repr([
         replace(options.data, n_threads=None) if group.name == "data" else getattr(options, group.name)

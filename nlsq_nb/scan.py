@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,11 +17,12 @@ from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.sums import Accumulator
+from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Backend, Source
 
-__all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize"]
+__all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "whitened"]
 
 Floats = NDArray[np.float64]
 _FEW = 4 * BLOCK  # rows up to which NumPy is fast enough, so that no kernel is compiled for them
@@ -106,6 +107,30 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
             raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
         spread = max(sse - apart * (apart / weight), 0.0)
     return DataSummary(n_rows, n_rows * outputs, signal, spread, weight)
+
+
+def whitened(summary: DataSummary, source: Source, whitening: Whitening) -> DataSummary:
+    """The moments of y in coordinates in which its errors are independent.
+
+    Parameters
+    ----------
+    summary : DataSummary
+        Of the rows as they are.
+    source : Source
+        The rows.
+    whitening : Whitening
+        Of the residuals.
+
+    Returns
+    -------
+    DataSummary
+        With L⁻¹y and L⁻¹1 in the place of √w y and √w.
+    """
+    y = np.concatenate([np.stack(chunk.y).astype(np.float64) for chunk in source.chunks()], axis=1).ravel()
+    ones, above, whole = whitening.apply(np.stack([np.ones_like(y), y - y[0], y], axis=1)).T
+    weight, apart = float(ones @ ones), float(ones @ above)
+    spread = max(float(above @ above) - apart * (apart / weight), 0.0)
+    return replace(summary, signal=float(whole @ whole), spread=spread, weight=weight)
 
 
 def _moments(chunk: Chunk, c: float) -> Iterator[tuple[float, float, float]]:

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.entries import Call, bind, kernel_entry
 from nlsq_nb.backends.objects import Entry
-from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel
+from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel, block_triangle
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.core.chunk import Chunk, Resident
-from nlsq_nb.core.layout import sums_size
+from nlsq_nb.core.layout import BLOCK, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator, add_segments
+from nlsq_nb.core.tsqr import TriangleAccumulator
 
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
@@ -31,6 +32,8 @@ _INLINE = 1e-4  # seconds of work; handing a share to another thread and back ta
 _SHARES = 16  # per thread: the last one to end keeps the others waiting for 1/32 on average
 _STATES = 1 << 24  # bytes of sums of segments held at a time
 _PER_OPERATION = 1e-10  # seconds of one thread, vectorised
+_TRIANGLES = 256  # blocks whose triangles are held at a time
+_PER_TRIANGLE = 2e-4  # seconds of one thread, or more
 _CALL = 15  # operations in a transcendental function
 
 
@@ -181,6 +184,28 @@ class CpuBackend:
         self._spread(_over(pieces, product, theta, states), len(pieces), seconds)
         high, low = add_segments(np.zeros(len(theta)), np.zeros(len(theta)), states)
         return high + low
+
+    def triangularize(
+        self, kernel: Any, chunk: Chunk, theta: Floats, into: TriangleAccumulator
+    ) -> None:
+        """Add the triangles of the chunk's blocks; see `Backend.triangularize`.
+
+        NumPy evaluates them: that takes less time than LAPACK, and no kernel has to be compiled.
+        """
+        if isinstance(kernel, ReferenceKernel):
+            self._numpy.triangularize(kernel, chunk, theta, into)
+            return
+        blocks = range(0, chunk.n_rows, BLOCK)
+        for begin in range(0, len(blocks), _TRIANGLES):
+            some = blocks[begin : begin + _TRIANGLES]
+            found: list[Any] = [None] * len(some)
+
+            def work(first: int, stop: int, some: range = some, found: list[Any] = found) -> None:
+                for k in range(first, stop):
+                    found[k] = block_triangle(kernel.program, chunk, some[k], theta)
+
+            self._spread(work, len(some), len(some) * _PER_TRIANGLE)
+            into.add(found)
 
     def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
         """The chunk for the phases in native code; see `Backend.resident`."""

@@ -14,8 +14,9 @@ from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss, weigh
 from nlsq_nb.core.sums import Accumulator, add_compensated
+from nlsq_nb.core.tsqr import TriangleAccumulator, triangle_of
 
-__all__ = ["ReferenceBackend", "ReferenceKernel"]
+__all__ = ["ReferenceBackend", "ReferenceKernel", "block_triangle"]
 
 Floats = NDArray[np.float64]
 
@@ -76,6 +77,39 @@ class ReferenceBackend:
                 _, _, h = weigh(kernel.loss, r, w)
             total += np.einsum("mpr,mr->p", jac, h * np.einsum("mpr,p->mr", jac, v))
         return total
+
+
+    def triangularize(
+        self, kernel: ReferenceKernel, chunk: Chunk, theta: Floats, into: TriangleAccumulator
+    ) -> None:
+        """Add the triangles of the chunk's blocks; see `Backend.triangularize`."""
+        blocks = range(0, chunk.n_rows, BLOCK)
+        into.add(block_triangle(kernel.program, chunk, start, theta) for start in blocks)
+
+
+def block_triangle(program: AnyProgram, chunk: Chunk, start: int, theta: Floats) -> Floats:
+    """R of √W [J | r] of a block.
+
+    Parameters
+    ----------
+    program : AnyProgram
+        The model.
+    chunk : Chunk
+        Holds the block.
+    start : int
+        Its first row within the chunk.
+    theta : ndarray, shape (p,)
+        Where.
+
+    Returns
+    -------
+    ndarray, shape (p + 1, p + 1)
+        Upper triangle, float64.
+    """
+    r, jac, w = _rows(program, chunk, slice(start, start + BLOCK), theta, derivatives=True)
+    with np.errstate(all="ignore"):
+        rows = np.moveaxis(np.concatenate([jac, r[:, np.newaxis]], axis=1), 1, 2)
+        return triangle_of((np.sqrt(w)[:, :, np.newaxis] * rows).reshape(-1, rows.shape[2]))
 
 
 def _rows(

@@ -98,6 +98,8 @@ class OpaqueProgram:
         `values(columns, theta)` -> (m, rows) float64.
     derivatives : callable
         `derivatives(columns, theta)` -> (m, p, rows) float64.
+    rounding : float
+        Relative rounding error of the derivatives; more than eps where they are differences.
     """
 
     n_vars: int
@@ -107,6 +109,7 @@ class OpaqueProgram:
     derivatives: Callable[
         [tuple[NDArray[np.float64], ...], NDArray[np.float64]], NDArray[np.float64]
     ]
+    rounding: float = float(np.finfo(np.float64).eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ class HybridStreamingConfig(Named):
     warmup_sample_size : int or "auto"
         Rows that the warm-up looks at; auto: all up to 4,096, else a quarter, about 16,384 at most.
     covariance_method : {"auto", "normal", "qr"}
-        From which factorisation the covariance comes; "qr" is not in this version.
+        Source of errors and last digits: JᵀWJ; QR of J, at least one pass more; that where JᵀWJ is ill-conditioned.
     second_opinion : bool or "auto"
         Whether other starts are tried after the fit; auto: where residuals or the stop raise a doubt.
     n_threads : int, optional

@@ -295,7 +295,7 @@ class CheckOptions(_Options):
 
     covariance_method: str = _flat(
         "covariance_method",
-        Choice(("auto", "normal", "qr"), {"qr": "QR covariance is not in this version; use 'auto'"}),
+        Choice(("auto", "normal", "qr")),
     )
     second_opinion: bool | str = _flat(
         "second_opinion",

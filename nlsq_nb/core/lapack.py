@@ -12,7 +12,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
 from typing import Any
 
-__all__ = ["dpotrf", "dpotrs", "dsyevd", "dtrtrs"]
+__all__ = ["dpotrf", "dpotrs", "dsyevd", "dtrtri", "dtrtrs"]
 
 
 def _routines() -> Any:
@@ -38,5 +38,7 @@ dpotrs = _found.dpotrs
 """Solution of a system from its Cholesky factor."""
 dsyevd = _found.dsyevd
 """Eigenvalues and eigenvectors of a symmetric matrix."""
+dtrtri = _found.dtrtri
+"""Inverse of a triangular matrix."""
 dtrtrs = _found.dtrtrs
 """Solution of a triangular system."""

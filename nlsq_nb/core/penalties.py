@@ -4,16 +4,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.sums import NormalSums
 
-__all__ = ["group_variance", "largest_strength"]
+__all__ = ["GroupVariance", "group_variance", "largest_strength"]
 
 Floats = NDArray[np.float64]
 _STIFFEST = 1e10  # times the curvature of the data: leaves 6 digits of that beside the penalty's
+
+
+@dataclass(frozen=True, slots=True)
+class GroupVariance:
+    """λ·n·Σ Var(θ[start:end]) as something to add to the data.
+
+    Attributes
+    ----------
+    groups : sequence of (int, int)
+        First member and one past the last.
+    strength : float
+        λ.
+    n : int
+        Number of rows.
+    """
+
+    groups: Sequence[tuple[int, int]]
+    strength: float
+    n: int
+
+    def __call__(self, theta: Floats) -> NormalSums:
+        """What it adds to the sums; see `group_variance`."""
+        return group_variance(theta, self.groups, self.strength, self.n)
+
+    def rows(self, theta: Floats) -> Floats:
+        """The same as rows of [J | r], whose sums it would be.
+
+        Parameters
+        ----------
+        theta : ndarray, shape (p,)
+            Parameters, physical units.
+
+        Returns
+        -------
+        ndarray, shape (k, p + 1)
+            One row per member of a group.
+        """
+        found = [np.zeros((0, len(theta) + 1))]
+        for start, end in self.groups:
+            m = end - start
+            part = np.zeros((m, len(theta) + 1))
+            part[:, start:end] = np.eye(m) - 1.0 / m
+            part[:, -1] = np.mean(theta[start:end]) - theta[start:end]
+            found.append(math.sqrt(self.strength * self.n / m) * part)
+        return np.concatenate(found)
 
 
 def group_variance(

@@ -13,6 +13,7 @@ from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.layout import SEGMENT
 from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
+from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
 from nlsq_nb.protocols import Backend, Kernel, Source
 from nlsq_nb.sources.sample import sample
 
@@ -72,6 +73,14 @@ class LocalEngine:
             part = self._backend.matvec(self._kernel, chunk, theta, v)
             high, low = add_compensated(high, low, part)
         return high + low
+
+    def triangle(self, theta: Floats, extra: Floats | None = None) -> Triangle:
+        """R of √W [J | r] over all rows; see `Engine.triangle`."""
+        program = self._kernel.program
+        into = TriangleAccumulator(program.n_params, getattr(program, "rounding", EPS))
+        for chunk in self._chunks():
+            self._backend.triangularize(self._kernel, chunk, theta, into)
+        return into.result(extra)
 
     def resident(self) -> Resident | None:
         """All rows in one chunk for native code, if they are few; see `Engine.resident`."""

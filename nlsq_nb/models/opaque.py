@@ -13,6 +13,8 @@ from nlsq_nb.errors import ModelError
 
 __all__ = ["JacobianRule", "opaque_program"]
 
+_EPS = float(np.finfo(np.float64).eps)
+_DIGITS = {"2-point": 1 / 2, "3-point": 2 / 3, "cs": 1.0}  # share of float64's digits that a rule leaves
 Columns = tuple[NDArray[np.float64], ...]
 JacobianRule = Callable[..., Any] | Literal["2-point", "3-point", "cs"]
 
@@ -74,7 +76,13 @@ def opaque_program(
             out[0, k] = _difference(lambda t: call(x, t, rows), theta, k, str(jac))
         return out
 
-    return OpaqueProgram(n_vars, n_params, 1, values, given if callable(jac) else numeric)
+    derivatives = given if callable(jac) else numeric
+    return OpaqueProgram(n_vars, n_params, 1, values, derivatives, _rounding_of(jac))
+
+
+def _rounding_of(jac: JacobianRule) -> float:
+    """Relative rounding error of the derivatives."""
+    return _EPS if callable(jac) else _EPS ** _DIGITS[jac]
 
 
 def _called(
@@ -105,14 +113,13 @@ def _difference(
     f: Callable[[NDArray[Any]], NDArray[Any]], theta: NDArray[np.float64], k: int, rule: str
 ) -> NDArray[np.float64]:
     """Derivative by the rule's near-optimal step (Press et al., Numerical Recipes, §5.7)."""
-    eps = float(np.finfo(np.float64).eps)
     size = abs(float(theta[k])) or 1.0
     if rule == "cs":  # Squire & Trapp 1998: no subtraction, so the step can be tiny
         moved = theta.astype(np.complex128)
         moved[k] += 1e-30j * size
         return np.asarray(f(moved).imag / (1e-30 * size), dtype=np.float64)
     high, low = theta.copy(), theta.copy()
-    high[k] += size * eps ** (0.5 if rule == "2-point" else 1 / 3)
+    high[k] += size * _EPS ** (0.5 if rule == "2-point" else 1 / 3)
     if rule == "3-point":
         low[k] -= high[k] - theta[k]
     return np.asarray((f(high) - f(low)) / (high[k] - low[k]), dtype=np.float64)

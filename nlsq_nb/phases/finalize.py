@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.covariance import Covariance, covariance, sandwich
+from nlsq_nb.core.covariance import Covariance, covariance, covariance_of_triangle, sandwich
 from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, principal
+from nlsq_nb.core.tsqr import Triangle
 from nlsq_nb.phases.state import FitState
 from nlsq_nb.phases.stationary import seen_parameters
 from nlsq_nb.phases.trial import sums_of
@@ -37,6 +38,10 @@ class Outcome:
         Σ w r² of the data alone.
     cost : float
         What was minimised, of the data alone: ½ sse, or ½ Σ f²ρ(w r²/f²).
+    method : {"normal", "qr"}
+        Whether the covariance comes from JᵀWJ or from J.
+    corrections : int
+        Last steps that were taken by QR.
     """
 
     state: FitState
@@ -45,6 +50,8 @@ class Outcome:
     dof: int
     sse: float
     cost: float
+    method: str = "normal"
+    corrections: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,14 @@ class Scatter:
     meat: Floats | None
 
 
-def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: float) -> Outcome:
+def finalize(
+    state: FitState,
+    n_residuals: int,
+    absolute_sigma: bool,
+    penalty: float,
+    triangle: Triangle | None = None,
+    corrections: int = 0,
+) -> Outcome:
     """Covariance at the solution.
 
     The kernels work in physical parameters, so H needs no transform by S here; inverting it
@@ -82,6 +96,10 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: f
         Whether sigma is taken as it is (σ² = 1) instead of σ² = SSE/(n − p).
     penalty : float
         What the sse of the state holds beside the data.
+    triangle : Triangle, optional
+        R of √W J, where JᵀWJ has lost digits.
+    corrections : int
+        Steps that were taken with it.
 
     Returns
     -------
@@ -94,8 +112,9 @@ def finalize(state: FitState, n_residuals: int, absolute_sigma: bool, penalty: f
     # an sse of 0 is one below the rounding of y: it makes no undetermined parameter exact
     scatter = max(sse, _EPS**2 * state.signal)
     variance = 1.0 if absolute_sigma else (scatter / dof if dof > 0 else np.inf)
-    found = _covariance(state, variance) if sums_of(state).order > 1 else _unknown(state)
-    return Outcome(state, found, _active(state), dof, sse, 0.5 * sse)
+    found = _covariance(state, variance, triangle) if sums_of(state).order > 1 else _unknown(state)
+    method = "normal" if triangle is None else "qr"
+    return Outcome(state, found, _active(state), dof, sse, 0.5 * sse, method, corrections)
 
 
 def finalize_robust(state: FitState, n_residuals: int, penalty: float, scatter: Scatter) -> Outcome:
@@ -145,7 +164,10 @@ def _active(state: FitState) -> NDArray[np.int_]:
     return np.asarray(at_upper.astype(int) - at_lower.astype(int))
 
 
-def _covariance(state: FitState, variance: float) -> Covariance:
+def _covariance(state: FitState, variance: float, triangle: Triangle | None) -> Covariance:
+    if triangle is not None:
+        seen = seen_parameters(state, triangle.norms)
+        return covariance_of_triangle(triangle, state.free, variance, seen)
     h = sums_of(state).jtj
     return covariance(h, state.free, variance, seen_parameters(state, column_norms(h)))
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.bounds import room_within
+from nlsq_nb.core.layout import SEGMENT
 from nlsq_nb.core.linsolve import column_norms, length, principal, rounding_error
 from nlsq_nb.core.quadratic import Quadratic, quadratic
 from nlsq_nb.core.sums import NormalSums
@@ -43,6 +44,8 @@ __all__ = ["GaussNewton"]
 Floats = NDArray[np.float64]
 _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are worth a pass
 _PROBES = 3  # looks around in one fit
+_POLISHED = 1e-11  # relative offset from which on a further step shows in no digit
+_FEW = 8 * SEGMENT  # rows up to which that step costs next to nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,8 @@ class GaussNewton:
         gain = solved.relaxed_gain
         least = max(sums.sse - gain, 0.0)
         here = _Point(theta, sums, least, solved)
-        worse = trial and sums.sse > sums_of(state).sse
+        # beyond convergence rounding alone makes a trial worse
+        worse = trial and state.offset > self.tol and sums.sse > sums_of(state).sse
         if True not in state.linear.tolist() or not (worse or gain > _POLISH * least):
             return here
         if trial and least >= state.relaxed:
@@ -296,10 +300,17 @@ class GaussNewton:
     ) -> StopReason | None:
         """The convergence test that the point passes, if any."""
         if offset <= self.tol:
+            if accepted and self._is_rough(state, offset):
+                return None
             return stationary_reason(state, column_norms(sums_of(state).jtj), self.tol)
         if not accepted and gain <= rounding_of(state, cancelling=False):
             return StopReason.ROUNDING
         return None
+
+    def _is_rough(self, state: FitState, offset: float) -> bool:
+        """Whether one more step brings digits for little: the first point that steps led to, of few rows."""
+        first = self.tol < state.offset < math.inf and state.iteration < self.max_iterations
+        return first and offset > _POLISHED and sums_of(state).n_rows <= _FEW
 
     def _judge(
         self, state: FitState, trial: Step | None = None, accepted: bool = True

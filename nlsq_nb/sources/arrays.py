@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.columns import split_columns, split_grouped, split_outputs
 from nlsq_nb.core.layout import BLOCK
-from nlsq_nb.errors import DataError
+from nlsq_nb.core.whitening import is_covariance, whitening_from
+from nlsq_nb.errors import DataError, UnsupportedOption
 from nlsq_nb.sources.reading import Columns, ColumnsReader, ViewsReader, mappings
 from nlsq_nb.sources.rows import is_ready, storage_dtype
 from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma
@@ -37,7 +38,7 @@ class ArraySource:
     y : array_like
         (n,), or (m, n) for m outputs.
     sigma : array_like, optional
-        Standard deviations: scalar or one per residual.
+        Standard deviations, scalar or one per residual; or the covariance matrix of all residuals.
     variables : sequence of str
         Names of the independent variables.
     n_outputs : int
@@ -60,11 +61,15 @@ class ArraySource:
         Storage dtype.
     n_omitted : int
         Rows that were dropped.
+    whitening : Whitening or None
+        Of a covariance matrix; chunks have no weights then.
 
     Raises
     ------
     DataError
         For shapes that disagree, empty data, wrong dtypes.
+    UnsupportedOption
+        For a covariance matrix together with group weights.
     """
 
     def __init__(  # noqa: PLR0913 - each says something else about the arrays
@@ -93,7 +98,12 @@ class ArraySource:
         if len(columns[0]) != rows:
             raise DataError(f"xdata has {len(columns[0])} rows but ydata has {rows}")
         ys = tuple(outputs) if outputs.ndim > 1 else (outputs,)
-        spread = None if sigma is None else checked_sigma(sigma, outputs.shape)
+        correlated = sigma is not None and is_covariance(sigma, outputs.shape)
+        if correlated and group_weights is not None:
+            raise UnsupportedOption(
+                "residual_weights with a covariance matrix as sigma: put the weights into the matrix"
+            )
+        spread = None if sigma is None or correlated else checked_sigma(sigma, outputs.shape)
         sigmas = None if spread is None else tuple(spread) if spread.ndim > 1 else (spread,)
         self.dtype = storage_dtype((c.dtype for c in (*columns, *ys)), precision)
         wanted = {"scan": rows, "loop": chunk_rows}.get(resident, max(chunk_rows, _RESIDENT_ROWS))
@@ -107,7 +117,9 @@ class ArraySource:
             columns, ys = self._convert(columns), self._convert(ys)
         index = None if groups is None else GroupIndex(groups)
         self._columns = Columns(columns, ys, sigmas, index, self.dtype, tuple(files.values()))
-        self.n_omitted = self._drop(groups) if omit else 0
+        kept = self._drop(groups) if omit else None
+        self.n_omitted = 0 if kept is None else len(kept) - int(np.count_nonzero(kept))
+        self.whitening = whitening_from(sigma, outputs.shape, kept) if correlated else None
 
     def _convert(self, columns: Sequence[NDArray[Any]]) -> Arrays:
         """Columns of the storage dtype, copied where they must be."""
@@ -119,7 +131,8 @@ class ArraySource:
                 for c in columns
             )
 
-    def _drop(self, groups: NDArray[Any] | None) -> int:
+    def _drop(self, groups: NDArray[Any] | None) -> NDArray[np.bool_]:
+        """Leave out the rows that are not finite; says which are kept."""
         keep = np.ones(self.n_rows, dtype=bool) if groups is None else np.isfinite(groups)
         reader = ColumnsReader(self._columns, self._step, None)
         for k in range(self.n_chunks):
@@ -135,7 +148,7 @@ class ArraySource:
             sigma = None if old.sigma is None else tuple(c[keep] for c in old.sigma)
             index = None if groups is None else GroupIndex(groups[keep], np.flatnonzero(keep))
             self._columns = replace(old, x=x, y=y, sigma=sigma, groups=index)
-        return dropped
+        return keep
 
     def root_weights(self) -> NDArray[np.float64]:
         """√w per residual, in the shape of y without the omitted rows."""

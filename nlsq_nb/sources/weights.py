@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nlsq_nb.core.columns import in_blocks, numeric
 from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.whitening import is_covariance
 from nlsq_nb.errors import DataError, UnsupportedOption
 from nlsq_nb.protocols import Source
 
@@ -45,9 +46,10 @@ def checked_sigma(sigma: Any, shape: tuple[int, ...], first: int = 0) -> NDArray
         For a covariance matrix.
     """
     array = numeric(sigma, "sigma")
-    if array.ndim == 2 and array.shape != shape and array.shape[0] == array.shape[1]:
+    if is_covariance(array, shape):
         raise UnsupportedOption(
-            "sigma as a covariance matrix is not supported; give standard deviations, one per row"
+            "sigma is a covariance matrix, which needs all rows at once; give x, y and sigma as arrays, or "
+            "standard deviations, one per row"
         )
     if array.shape not in ((), (1,), shape):
         raise DataError(f"sigma has shape {array.shape}, ydata has shape {shape}; they must agree")

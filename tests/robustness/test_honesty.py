@@ -47,13 +47,19 @@ def test_a_flat_place_is_not_a_solution():
 
 
 def test_slope_hidden_by_rounding_is_found():
-    # A line over time stamps: JᵀJ is singular to working precision, the sse still tells the slope.
+    # A line over time stamps: JᵀJ is singular to working precision, the sse still tells the slope, and J its error.
     x = 1.7e9 + np.arange(100.0)
+    y = 3 + 2 * x + np.random.default_rng(0).normal(size=100)
     with pytest.warns(CovarianceWarning):
-        result = curve_fit("a + b*x", x, 3 + 2 * x + np.random.default_rng(0).normal(size=100), backend="reference")
+        result = curve_fit("a + b*x", x, y, backend="reference", covariance_method="normal")
     assert result.sse < 200
     assert result.popt[1] == pytest.approx(2, abs=0.01)
     assert np.isinf(result.perr).all()
+    sure = curve_fit("a + b*x", x, y, backend="reference")
+    centred = curve_fit("a + b*x", x - 1.7e9, y - 3.4e9, backend="reference")
+    assert sure.popt[1] == pytest.approx(centred.popt[1], rel=1e-8)
+    assert sure.perr[1] == pytest.approx(centred.perr[1], rel=1e-6)
+    assert sure.perr[0] == pytest.approx(1.7e9 * centred.perr[1], rel=1e-6)
 
 
 def test_function_that_mixes_rows_is_refused():

@@ -172,7 +172,7 @@ VALID = {
     "lr_schedule_end_value": [1e-4],
     "separable": ["auto", True, False],
     "warmup_sample_size": ["auto", 1, 10**6],
-    "covariance_method": ["auto", "normal"],
+    "covariance_method": ["auto", "normal", "qr"],
     "second_opinion": ["auto", True, False],
     "n_threads": [None, 1, 64],
     "random_seed": [0, 2**40],
@@ -183,7 +183,6 @@ UNSUPPORTED = {
     "lr_schedule_warmup_steps": [0, 51],
     "lr_schedule_decay_steps": [1, 449],
     "lr_schedule_end_value": [1e-3],
-    "covariance_method": ["qr"],
 }
 DEFAULTS = {
     "normalize": True,

@@ -253,7 +253,7 @@ CASES: dict[str, Case] = {
     "lr_schedule_end_value": Case(1e-3, REFUSED),
     "separable": Case(OFF, ("path", "warmup"), fit),
     "warmup_sample_size": Case(200, ("sample_passes", "passes", "path")),
-    "covariance_method": Case("qr", REFUSED),
+    "covariance_method": Case("qr", ("passes",), same=("path",)),
     "second_opinion": Case(ON, ("passes",), same=("popt", "path")),
     "n_threads": Case(1, ("threads",), threaded, {"n_threads": 3}, same=("popt", "path")),
     "random_seed": Case(5, ("path",), base={"warmup_sample_size": 200}),

@@ -246,7 +246,7 @@ FOUND = [
     {"strategy", "n_rows", "free_parameters", "eliminated"},
     {"relative_loss", "mode", "loss", "clips", "line_search_failures"},
     {"sse", "optimality", "radius", "probes"},
-    {"condition", "undetermined"},
+    {"condition", "method", "corrections", "undetermined"},
 ]
 
 

@@ -60,7 +60,8 @@ __all__ = ["GAVE_UP", "SINGULAR", "TRUSTED", "newton"]
 
 TINY = 2.2250738585072014e-308
 LEAST, NOTHING = 1.4916681462400413e-154, 64.0 * EPS  # as phases.stationary
-ACCEPT, POLISH, SILENT, TRUSTED, SINGULAR = 1e-4, 0.1, 1e-8, 1e-6, 1e-14  # as the phase and core have them
+# as the phase and core have them
+ACCEPT, POLISH, POLISHED, SILENT, TRUSTED, SINGULAR = 1e-4, 0.1, 1e-11, 1e-8, 1e-6, 1e-14
 GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED = range(-1, 6)
 
 
@@ -101,7 +102,7 @@ def settle(task: Ints, w: Floats) -> int:
         return -1
     least = relaxed(task, w, one, sse)
     w[NEW_RELAXED] = least
-    worse = trial and sse > w[SSE]
+    worse = trial and w[OFFSET] > w[TOL] and sse > w[SSE]
     if task[M] == 0 or not (worse or dot(w, one + task[Y], one + task[Y], task[M]) > POLISH * least):
         return one
     if trial:
@@ -182,10 +183,13 @@ def judge(task: Ints, w: Floats, accepted: int) -> int:
     gain = gain_at(task, w, task[HERE])
     if gain < 0.0:
         return GAVE_UP
-    w[OFFSET] = offset_of(gain, w[SSE])
+    before, w[OFFSET] = float(w[OFFSET]), offset_of(gain, w[SSE])
     if w[SSE] <= 64.0 * EPS * EPS * w[SIGNAL]:
         return EXACT_FIT
     if w[OFFSET] <= w[TOL]:
+        first = before > w[TOL] and before < math.inf and w[STEPS] < task[CEILING]
+        if accepted > 0 and first and w[OFFSET] > POLISHED:
+            return GO_ON
         return RELATIVE_OFFSET if sees_all(task, w) and is_regular(task, w) else GAVE_UP
     if accepted == 0 and gain <= noise_of(task, w, 0):
         return ROUNDING if is_regular(task, w) else GAVE_UP
@@ -308,7 +312,7 @@ def attempt(task: Ints, w: Floats) -> int:
 @native
 def newton(task: Ints, w: Floats) -> int:
     """Phase 2 from the point measured in the first record: its stop."""
-    w[NEW_SSE], w[RADIUS] = w[SSE], math.inf
+    w[NEW_SSE], w[RADIUS], w[OFFSET] = w[SSE], math.inf, math.inf
     row = settle(task, w)
     if row < 0:
         return GAVE_UP
