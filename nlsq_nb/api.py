@@ -169,7 +169,6 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         result = fit.run(stopped=stopped)
     if not full_output:
         return result
-    assert isinstance(problem.source, ArraySource)
     fvec = _in_standard_deviations(-result.fun, problem)  # SciPy's sign
     info = {"nfev": result.nfev, "fvec": fvec}
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
