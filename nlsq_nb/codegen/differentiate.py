@@ -150,7 +150,7 @@ class _Derivative:
                 scale, inner = float(k), [(base, k - 1), (self.table[base], 1)]
             term = g.product(scale, [*others, *inner])
             if k < 0 and self.ranges.of(base).infinite:
-                term = self._unless_zero(g.product(1.0, [(base, -1)]), term)
+                term = self._unless_zero(g.product(1.0, inner[:1]), term)
             terms.append((node.numbers[0], term))
         return g.combine(0.0, terms)
 
@@ -179,12 +179,11 @@ class _Derivative:
                 if self.ranges.of(a).zero or not g.varies(base):
                     rest = g.div(base, a) if k == 1 else g.const(1.0)
                     quotient = self._quotient_at_zero(a, k, exponent, rest, quotient)
-                terms.append((float(k), g.mul(quotient, self.table[a])))
-        result = g.mul(exponent, g.combine(0.0, terms))
-        if self.ranges.of(base).infinite and any(self.ranges.of(term).infinite for _, term in terms):
-            both = g.logic("and", *(g.compare("eq", n, self._zero) for n in (index, g.product(1.0, [(base, -1)]))))
-            result = g.where(both, self._hole(base), result)
-        return result
+                term = g.mul(quotient, self.table[a])
+                if self.ranges.of(self.table[a]).infinite:
+                    term = self._unless_zero(quotient, term)
+                terms.append((float(k), term))
+        return g.mul(exponent, g.combine(0.0, terms))
 
     def _quotient_at_zero(self, a: int, k: int, exponent: int, rest: int, quotient: int) -> int:
         """u**v/a with u = a**k·rest, or its limit where a is zero."""

@@ -199,5 +199,11 @@ EXPRESSIONS: tuple[Entry, ...] = (
     Entry("a/(1 + exp(-b*(x - c)))", (1.0, 1.5, 0.3), _FAR),
     Entry("a*exp(-x**2) + b*exp(-(x/c)**2)", (1.0, 1.5, 3.0), _FAR, (0.0, 0.5)),
     Entry("a*atan(x/b) + c*asinh(x**3)", (1.0, 1.5, 0.3), ((-1e6, 1e6),)),
+    # limits: poles, roots and logarithms at 0, exp that overflows
+    Entry("a*exp(-b/x) + c*(1 - exp(-d*x))**0.6", (1.0, 0.5, 0.3, 1.2), ((0.0, 3.0),), (0.0,)),
+    Entry("d + (a - d)/(1 + (x/c)**b)", (1.0, 3.0, 0.7, -1.3), ((0.0, 3.0),), (0.0,)),
+    Entry("a*sqrt(b*x) + c*x*log(x)", (1.0, 0.5, 0.3), ((0.0, 3.0),), (0.0,)),
+    Entry("a*exp(b*x)/(1 + exp(b*x))**2 + c*log(1 + exp(b*x))", (1.0, 7.0, 0.3), _FAR),
+    Entry("a*exp(-b*exp(-c*x)) + d*sin(b*x)/x", (1.0, 1.5, 2.3, 0.4), _FAR, (0.0,)),
 )
 """Models that every backend must compute: all functions of models, in all shapes of kernels."""

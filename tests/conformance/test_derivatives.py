@@ -89,6 +89,14 @@ def real(value):
     return float(mpmath.re(value))
 
 
+def defined(f, point):
+    """Whether the text has a value at the point itself, not only a limit (see test_limits)."""
+    try:
+        return bool(mpmath.isfinite(f(*point)))
+    except (ValueError, ZeroDivisionError):
+        return False
+
+
 def kinked(f, arguments, k):
     """Whether the one-sided derivatives differ: a step or an edge lies at the point."""
     h = mpmath.mpf(10) ** -12
@@ -110,11 +118,12 @@ def test_values_and_derivatives_are_those_of_mpmath(entry):
         for o, text in enumerate(texts):
             f = exact(text, model.x, model.params)
             points = [[mpmath.mpf(float(v)) for v in (*row, *entry.theta)] for row in zip(*x, strict=True)]
-            wanted = np.array([real(f(*point)) for point in points])
-            assert scaled_error(values[o], wanted) <= 1e-12
+            known = [i for i, point in enumerate(points) if defined(f, point)]
+            wanted = np.array([real(f(*points[i])) for i in known])
+            assert scaled_error(values[o, known], wanted) <= 1e-12
             for j, name in enumerate(model.params):
                 k = len(x) + j
-                smooth = [i for i, point in enumerate(points) if not kinked(f, point, k)]
+                smooth = [i for i in known if not kinked(f, points[i], k)]
                 derivatives = np.array([real(partial(f, points[i], k)) for i in smooth])
                 checked += len(smooth)
                 assert scaled_error(jacobian[o, smooth, j], derivatives) <= 1e-12, f"d/d{name}"

@@ -228,6 +228,10 @@ MODELS = {
     "hyperbolic": "a*tanh(b*x) + c*sinh(d*x)/cosh(x)",
     "piecewise": "where(x < m, a*exp(-b*x), c*sin(d*x)) + maximum(x, a)",
     "sinc": "a*sinc(b*x) + c",
+    # guarded at their edges
+    "logistic": "a/(1 + exp(-k*(x - m)))",
+    "four parameters": "d + (a - d)/(1 + (x/c)**b)",
+    "edges": "a*exp(-b/x) + sqrt(c*x) + atan2(a*x, b*x) + x*log(x)*c",
 }
 ARM = platform.machine() in {"aarch64", "arm64"}
 PACKED = re.compile(r"\bf(?:mla|mul)\S*\s+v\d+\.2d" if ARM else r"\bv(?:fn?m(?:add|sub)\d+|mul)pd\b.*%[yz]mm")
