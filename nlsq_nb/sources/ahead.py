@@ -32,14 +32,22 @@ class Store(Protocol):
     def open(self) -> None:
         """Be ready to read; nothing if it is."""
 
-    def block(self, field: int, lo: int, hi: int, rooms: Rooms) -> NDArray[Any]:
-        """Some rows of a field, (rows,) or (rows, k), any real dtype; raises OSError."""
+    def block(
+        self, field: int, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False
+    ) -> NDArray[Any]:
+        """Some rows of a field, (rows,) or (rows, k), any real dtype; raises OSError.
+
+        They may be shown where they are if they are not kept beyond `drop` and `rest`.
+        """
 
     def check(self) -> None:
         """Raise a SourceError when the rows are not what they were."""
 
     def drop(self, lo: int, hi: int) -> None:
         """These rows are not needed for now."""
+
+    def rest(self) -> None:
+        """A pass is over."""
 
     def close(self) -> None:
         """Let go of files."""
@@ -75,7 +83,9 @@ class StoredRows:
         self.store.open()
         return AheadReader(self, form, min(step, self.n_rows), groups)
 
-    def columns_at(self, lo: int, hi: int, rooms: Rooms) -> tuple[NDArray[Any], ...]:
+    def columns_at(
+        self, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False
+    ) -> tuple[NDArray[Any], ...]:
         """Some rows of every column.
 
         Parameters
@@ -84,6 +94,8 @@ class StoredRows:
             First row and one past the last.
         rooms : dict
             Buffers of the caller.
+        in_place : bool
+            See `Store.block`.
 
         Returns
         -------
@@ -100,7 +112,7 @@ class StoredRows:
         store, blocks = self.store, {}
         try:
             for field in dict.fromkeys(field for field, _ in self.columns):
-                blocks[field] = store.block(field, lo, hi, rooms)
+                blocks[field] = store.block(field, lo, hi, rooms, in_place=in_place)
         except OSError:
             store.check()  # a file that has shrunk is not worth another attempt
             raise
@@ -143,6 +155,7 @@ class AheadReader:
         self._form = form
         self._step = step
         self._groups = groups
+        self._in_place = rows.n_rows > step  # a single chunk may be kept for many passes
         self._sides: list[tuple[Buffers, Rooms]] = [(Buffers(step, form.dtype), {}) for _ in range(2)]
         self._side = 0
         self._ahead: tuple[int, Future[Chunk]] | None = None
@@ -178,6 +191,13 @@ class AheadReader:
     def release(self) -> None:
         """Nothing: two chunks are all that is held, and both are in use."""
 
+    def close(self) -> None:
+        """The pass is over, or given up."""
+        ahead, self._ahead = self._ahead, None
+        _settle(ahead)
+        self._forget()
+        self._all.store.rest()
+
     def _forget(self) -> None:
         shown, self._shown = self._shown, None
         if shown is not None:
@@ -187,7 +207,7 @@ class AheadReader:
         """Read rows into the side that is not in use; runs in turn here and in the thread."""
         self._side = 1 - self._side
         buffers, rooms = self._sides[self._side]
-        columns = self._all.columns_at(lo, hi, rooms)
+        columns = self._all.columns_at(lo, hi, rooms, in_place=self._in_place)
         return self._form.chunk(lo, columns, self._groups, buffers)
 
 

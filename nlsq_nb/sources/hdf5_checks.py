@@ -10,10 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["BROKEN", "find", "misdeed", "unfit"]
+from nlsq_nb.sources.hdf5_header import ELSEWHERE, layout_fault
+
+__all__ = ["ABSENT", "BROKEN", "find", "misdeed", "step", "unfit"]
 
 BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError, AttributeError)
 """What h5py raises on damaged files."""
+
+ABSENT = "does not exist"
 
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}
 _RATIO = 1100  # deflate reaches 1032
@@ -21,7 +25,7 @@ _CHUNK = 1 << 26  # bytes of the largest chunk, which is held as a whole to read
 _MOST_ROWS = 1 << 53
 
 
-def find(file: Any, path: str) -> tuple[Any, str]:
+def find(file: Any, path: str, raw: Any) -> tuple[Any, str]:
     """Follow a path by hard links.
 
     Parameters
@@ -30,6 +34,8 @@ def find(file: Any, path: str) -> tuple[Any, str]:
         Open.
     path : str
         Names of groups and of a data set, separated by slashes.
+    raw : binary file
+        The same file.
 
     Returns
     -------
@@ -42,14 +48,40 @@ def find(file: Any, path: str) -> tuple[Any, str]:
     for name in filter(None, path.split("/")):
         done += f"/{name}"
         if not isinstance(here, h5py.Group) or name in {".", ".."}:
-            return None, f"{done} does not exist"
-        link = here.get(name, getlink=True)
-        if link is None:
-            return None, f"{done} does not exist"
-        if not isinstance(link, h5py.HardLink):
-            return None, f"{done} is a soft or external link; give the path of the data set itself"
-        here = here[name]
+            return None, f"{done} {ABSENT}"
+        here, reason = step(here, name, raw)
+        if reason:
+            return None, f"/{path.strip('/')} {reason}" if reason == ABSENT else f"{done} is refused: {reason}"
     return (here, "") if isinstance(here, h5py.Dataset) else (None, f"{done or '/'} is not a data set")
+
+
+def step(group: Any, name: str, raw: Any) -> tuple[Any, str]:
+    """Open what a name in a group stands for.
+
+    Parameters
+    ----------
+    group : h5py.Group
+        Open.
+    name : str
+        Without slashes.
+    raw : binary file
+        The same file.
+
+    Returns
+    -------
+    tuple of (object or None, str)
+        The object and "", or None and why not.
+    """
+    import h5py
+
+    links, key = group.id.links, name.encode()
+    if not links.exists(key):
+        return None, ABSENT
+    link = links.get_info(key)
+    if link.type != h5py.h5l.TYPE_HARD:
+        return None, "it is a soft or external link; give the path of the data set itself"
+    reason = layout_fault(raw, link.u + group.file.userblock_size)
+    return (None, reason) if reason else (group[name], "")
 
 
 def unfit(data_set: Any) -> str:
@@ -66,7 +98,7 @@ def unfit(data_set: Any) -> str:
         The reason, or "".
     """
     if data_set.external or data_set.is_virtual:  # before its size, for which HDF5 opens those files
-        return "its values are stored in other files"
+        return ELSEWHERE
     if data_set.dtype.kind not in "fiub":
         return f"its dtype is {data_set.dtype}, real numbers are needed"
     return ""

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from nlsq_nb.errors import DataError, SourceError
 from nlsq_nb.sources.ahead import Rooms
-from nlsq_nb.sources.hdf5_checks import BROKEN, find, misdeed, unfit
+from nlsq_nb.sources.hdf5_checks import ABSENT, BROKEN, find, misdeed, unfit
 from nlsq_nb.sources.mapped import Lease, MappedFile
 
 __all__ = ["Field", "HDF5Fields"]
 
 _MAP_FROM = 1 << 26  # bytes of a file that is worth a map
+_OURS = " (a file of your own may be read by HDF5Source(path, trusted=True))"
 _CACHE = 1 << 24  # bytes of decompressed chunks that HDF5 keeps, at least two chunks
 
 
@@ -127,36 +128,40 @@ class HDF5Fields:
             self._file = h5py.File(self.path, "r", driver="sec2" if os.name == "posix" else None)
         except BROKEN as error:
             raise SourceError(f"cannot read {self.path} as HDF5: {error}") from None
-        seen = self._state()
-        if self._seen and seen != self._seen:
-            raise self._changed()
         try:
-            found = tuple(self._data_set(names, seen[2]) for names in self._names)
+            seen = self._state()
+            if self._seen and seen != self._seen:
+                raise self._changed()
+            with Path(self.path).open("rb") as raw:
+                found = tuple(self._data_set(names, seen[2], raw) for names in self._names)
         except BROKEN as error:
             raise SourceError(f"cannot read {self.path} as HDF5: {error}") from None
         self._seen = seen
         self.fields = self.fields or found
         self._begin_map(seen[2])
 
-    def _data_set(self, names: Sequence[str], file_bytes: int) -> Field:
+    def _data_set(self, names: Sequence[str], file_bytes: int, raw: Any) -> Field:
         import h5py
 
+        missing = []
         for name in names:
             if self._trusted:
                 item = self._file.get(name)
-                reason = "" if isinstance(item, h5py.Dataset) else f"/{name.strip('/')} is not a data set of this file"
+                reason = "" if isinstance(item, h5py.Dataset) else f"/{name.strip('/')} {ABSENT}"
             else:
-                item, reason = find(self._file, name)
-            if not reason:
+                item, reason = find(self._file, name, raw)
+            missing.append(reason)
+            if not reason.endswith(ABSENT):
                 break
         if reason:
-            raise SourceError(f"{self.path}: {reason}; name the data sets by HDF5Source(path, x=…, y=…)")
+            hint = "; name the data sets by HDF5Source(path, x=…, y=…)" if reason.endswith(ABSENT) else _OURS
+            raise SourceError(f"{self.path}: {'; '.join(missing)}{hint}")
         if self._trusted:
             reason = "" if item.dtype.kind in "fiub" else unfit(item)
         else:
             reason = unfit(item) or misdeed(item, file_bytes)
         if reason:
-            hint = "" if self._trusted else " (a file of your own may be read by HDF5Source(path, trusted=True))"
+            hint = "" if self._trusted else _OURS
             raise SourceError(f"{self.path}: data set {item.name} is refused: {reason}{hint}")
         item = _with_cache(item)
         self._sets.append(item)
@@ -168,25 +173,24 @@ class HDF5Fields:
             return
         try:
             self._lease = Lease(self.path)
-            if _state(self._lease.fd) == self._seen:
+            if _state(self._lease.fd) == self._seen and self._lease.take():
                 self._map = MappedFile(self._lease.fd)
         except (OSError, ValueError):
             self._map = None
-        if self._map is None:
-            self._end_map()
+        self.rest()
 
     def _end_map(self) -> None:
         lease, self._lease, self._map = self._lease, None, None
         if lease is not None:
-            lease.release()
+            lease.close()
 
-    def block(self, field: int, lo: int, hi: int, rooms: Rooms) -> NDArray[Any]:
+    def block(
+        self, field: int, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False
+    ) -> NDArray[Any]:
         """Some rows of a data set; see `Store.block`."""
-        of = self.fields[field]
-        if self._map is not None and self._lease is not None and not self._lease.is_held:
-            self._end_map()  # somebody wants to write: from here on by reading
-        held = self._map
-        if held is not None and of.offset is not None:
+        of, held, lease = self.fields[field], self._map, self._lease
+        # without the lease somebody is writing, or waits to: then by reading
+        if in_place and of.offset is not None and held is not None and lease is not None and lease.take():
             for start, length in _pieces(of, lo, hi):
                 held.load(start, length)
             whole = held.array(of.shape, of.dtype, of.offset)
@@ -212,8 +216,8 @@ class HDF5Fields:
         """Compare the file with what it was when it was opened; see `Store.check`."""
         try:
             same = self._state() == self._seen
-        except BROKEN:
-            same = False
+        except ValueError as error:  # of h5py, when the file is closed
+            raise OSError(f"{self.path}: {error}") from error
         if not same:
             raise self._changed()
 
@@ -226,6 +230,12 @@ class HDF5Fields:
             if of.offset is not None:
                 for start, length in _pieces(of, lo, hi):
                     held.drop(start, length)
+
+    def rest(self) -> None:
+        """Let writers go on between passes; see `Store.rest`."""
+        lease = self._lease
+        if lease is not None:
+            lease.release()
 
     def close(self) -> None:
         """Close the file."""

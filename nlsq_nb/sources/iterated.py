@@ -294,8 +294,7 @@ class IteratedReader:
     def read(self, k: int) -> Chunk:
         """Chunk k, valid until the next one is read."""
         if self._parts is None or k < self._next:
-            if self._parts is not None:
-                self._parts.close()
+            self.close()
             self._parts, self._next = self._all.parts(), 0
         try:
             while True:
@@ -316,6 +315,12 @@ class IteratedReader:
 
     def release(self) -> None:
         """Nothing: one chunk is all that is held."""
+
+    def close(self) -> None:
+        """End the iterator."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close()
 
 
 def _mark(columns: Arrays) -> tuple[int, int]:

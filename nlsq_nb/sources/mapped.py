@@ -14,6 +14,7 @@ import ctypes
 import mmap
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ _SETSIG = 10
 
 
 class Lease:
-    """The kernel's word that nobody writes to a file.
+    """The kernel's word that nobody writes to a file, taken for the time of a pass.
 
     Parameters
     ----------
@@ -36,41 +37,49 @@ class Lease:
     Attributes
     ----------
     fd : int
-        The file, open for reading until the lease is released.
+        The file, open for reading until the lease is closed.
 
     Raises
     ------
     OSError
-        When the system, the file system or the owner does not give it, or somebody is writing.
+        When the file cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY)
+
+    def take(self) -> bool:
+        """Ask for it, unless it is held.
+
+        Returns
+        -------
+        bool
+            Whether it is held, and nobody is waiting to write. Never on systems without leases, nor
+            for files of other users or on some file systems.
+        """
         try:
             import fcntl
 
+            if fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
+                return True
             # the signal that announces a writer must not end the process: SIGURG is ignored
             fcntl.fcntl(self.fd, _SETSIG, signal.SIGURG)
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        except (ImportError, AttributeError) as error:
-            os.close(self.fd)
-            raise OSError("no leases on this system") from error
-        except OSError:
-            os.close(self.fd)
-            raise
-
-    @property
-    def is_held(self) -> bool:
-        """Whether nobody is waiting to write."""
-        import fcntl
-
-        return fcntl.fcntl(self.fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK
+        except (ImportError, AttributeError, OSError):
+            self.release()
+            return False
+        return True
 
     def release(self) -> None:
-        """Let writers go on; once."""
-        import fcntl
+        """Let writers go on."""
+        with suppress(ImportError, AttributeError, OSError):
+            import fcntl
 
-        fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)  # the map has a copy of fd
+            fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    def close(self) -> None:
+        """Release it and close the file, once."""
+        self.release()  # by name: a map has a copy of fd
         os.close(self.fd)
 
 

@@ -36,7 +36,8 @@ class RetryingSource:
 
     A source whose chunks can be read again has a method `reader()`, which begins a pass (`Reader`);
     the chunks of others are read once, and a fault ends the fit. A reader may have `read_rows(lo, hi)` to
-    read rows within a chunk, and `can_skip = False` when nothing can be read behind a fault.
+    read rows within a chunk, `can_skip = False` when nothing can be read behind a fault, and `close()` to
+    be told that the pass is over.
 
     Parameters
     ----------
@@ -106,13 +107,16 @@ class RetryingSource:
             return
         reader = self._reader()
         skipped = {k for k, _ in self.left_out} if self.left_out else ()
-        for k in range(self.n_chunks):
-            if k not in skipped:
-                chunk = self._attempt(reader, k, partial(reader.read, k))
-                if chunk is not None:
-                    yield chunk
-            if (k + 1) % self._release_every == 0:
-                reader.release()
+        try:
+            for k in range(self.n_chunks):
+                if k not in skipped:
+                    chunk = self._attempt(reader, k, partial(reader.read, k))
+                    if chunk is not None:
+                        yield chunk
+                if (k + 1) % self._release_every == 0:
+                    reader.release()
+        finally:
+            close(reader)
 
     def runs(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Chunk] | None:
         """Some rows without those between them.
@@ -138,20 +142,22 @@ class RetryingSource:
         self, reader: Reader, read_rows: Callable[[int, int], Chunk], ranges: Sequence[tuple[int, int]]
     ) -> Iterator[Chunk]:
         k, skipped = 0, {number for number, _ in self.left_out}
-        for first, stop in ranges:
-            at = first
-            while at < stop:
-                while reader.rows(k)[1] <= at:
-                    k += 1
-                end = min(stop, reader.rows(k)[1])
-                if k not in skipped:
-                    chunk = self._attempt(reader, k, partial(read_rows, at, end))
-                    if chunk is not None:
-                        yield chunk
-                    else:
-                        skipped.add(k)
-                at = end
-        reader.release()
+        try:
+            for first, stop in ranges:
+                at = first
+                while at < stop:
+                    while reader.rows(k)[1] <= at:
+                        k += 1
+                    end = min(stop, reader.rows(k)[1])
+                    if k not in skipped:
+                        chunk = self._attempt(reader, k, partial(read_rows, at, end))
+                        if chunk is not None:
+                            yield chunk
+                        else:
+                            skipped.add(k)
+                    at = end
+        finally:
+            close(reader)
 
     def close(self) -> None:
         """Let go of what the source holds."""
@@ -198,12 +204,12 @@ class RetryingSource:
 
 
 def close(source: Any) -> None:
-    """Let go of what a source holds, if it can be told so.
+    """Let go of what a source or a reader holds, if it can be told so.
 
     Parameters
     ----------
     source : Any
-        A source; `close()` is not part of the protocol.
+        A source or a reader; `close()` is not part of their protocols.
     """
     action = getattr(source, "close", None)
     if action is not None:

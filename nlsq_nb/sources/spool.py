@@ -80,10 +80,12 @@ class Spool:
                 "them again give a function that returns a fresh iterator"
             )
 
-    def block(self, field: int, lo: int, hi: int, rooms: Rooms) -> NDArray[Any]:
+    def block(
+        self, field: int, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False
+    ) -> NDArray[Any]:
         """Some rows of a column; see `Store.block`."""
         dtype, first = self._dtypes[field], lo // self._step
-        if self._map is not None and (hi - 1) // self._step == first:
+        if in_place and self._map is not None and (hi - 1) // self._step == first:
             start, length = self._place(field, lo), (hi - lo) * dtype.itemsize
             self._map.load(start, length)
             return self._map.array((hi - lo,), dtype, start)
@@ -106,6 +108,9 @@ class Spool:
         if self._map is not None and (hi - 1) // self._step == lo // self._step:
             for field, dtype in enumerate(self._dtypes):
                 self._map.drop(self._place(field, lo), (hi - lo) * dtype.itemsize)
+
+    def rest(self) -> None:
+        """Nothing: nobody waits for the file."""
 
     def close(self) -> None:
         """Remove the file."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK, SEGMENT
-from nlsq_nb.sources.retrying import Reader
+from nlsq_nb.sources.retrying import Reader, close
 from nlsq_nb.sources.rows import Reading, RowFormat
 
 __all__ = ["Rows", "StreamSource", "chunk_length"]
@@ -105,7 +105,11 @@ class StreamSource:
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order; a chunk is valid until the next one is read."""
         reader = self.reader()
-        return (reader.read(k) for k in range(self.n_chunks))
+        try:
+            for k in range(self.n_chunks):
+                yield reader.read(k)
+        finally:
+            close(reader)
 
     def close(self) -> None:
         """Let go of files, threads and buffers; where the rows still are, a later pass opens them anew."""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.errors import DataError, SourceError
+from nlsq_nb.sources.hdf5_checks import BROKEN, misdeed, step, unfit
 
 __all__ = ["Table", "read_table"]
 
@@ -30,7 +31,7 @@ _HDF5_SUFFIXES = {".h5", ".hdf5", ".hdf"}  # a user block may hide the signature
 _BY_POSITION = ("x", "y", "sigma")
 _MAX_OBJECTS = 100_000
 # what NumPy, zipfile and h5py raise on damaged files
-_BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, RuntimeError, MemoryError, BadZipFile, zlib.error)
+_BROKEN = (*BROKEN, BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,8 @@ def _from_hdf5(path: str) -> Table:
         except _BROKEN as error:
             raise SourceError(f"cannot read {path} as HDF5: {_reason(error)}") from None
 
-    found: dict[str, str] = guarded(lambda file: dict(_data_sets(file)))
+    with Path(path).open("rb") as raw:
+        found: dict[str, str] = guarded(lambda file: dict(_data_sets(file, raw)))
     refused = {name: reason for name, reason in found.items() if reason}
     usable = tuple(name for name in found if name not in refused)
 
@@ -368,11 +370,12 @@ def _from_hdf5(path: str) -> Table:
     return Table(path, tuple(found), usable, named=True, refused=refused, _read=read)
 
 
-def _data_sets(file: Any) -> Iterator[tuple[str, str]]:
+def _data_sets(file: Any, raw: Any) -> Iterator[tuple[str, str]]:
     """Path of everything below that is no group, and why it cannot be read, or ""."""
     import h5py
 
     waiting, seen, count = deque([("", file)]), set(), 0
+    size = Path(file.filename).stat().st_size
     while waiting:
         prefix, group = waiting.popleft()
         info = h5py.h5o.get_info(group.id)
@@ -383,18 +386,10 @@ def _data_sets(file: Any) -> Iterator[tuple[str, str]]:
             count += 1
             if count > _MAX_OBJECTS:
                 raise ValueError(f"it holds more than {_MAX_OBJECTS} objects")
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                yield prefix + name, "it is a soft or external link; give the path of the data set itself"
-                continue
-            item = group[name]
+            item, reason = step(group, name, raw)
             if isinstance(item, h5py.Group):
                 waiting.append((f"{prefix}{name}/", item))
             elif isinstance(item, h5py.Dataset):
-                yield prefix + name, _unfit_data_set(item)
-
-
-def _unfit_data_set(item: Any) -> str:
-    if item.external or item.is_virtual:
-        return "its values are stored in other files"
-    return _unfit(item.dtype, item.shape)
+                yield prefix + name, unfit(item) or _unfit(item.dtype, item.shape) or misdeed(item, size)
+            elif reason:
+                yield prefix + name, reason
