@@ -151,27 +151,33 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     where = get_backend(backend, options.data.n_threads)
     omit = nan_policy == "omit"
     problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights)
-    if method == "lm" and problem.loss.is_robust:
+    try:
+        if method == "lm":
+            _check_plain(problem, loss)
+        warms_up, result, stopped = method not in {"lm", "trf"}, None, False
+        if callback is None:
+            try:
+                result = fit_directly(problem, options, where, warms_up=warms_up)
+            except KeyboardInterrupt:  # native code ends first; what is known is where the fit begins
+                stopped = True
+        if result is None:
+            fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
+            result = fit.run(stopped=stopped)
+    finally:
         close(problem.source)
-        raise ValueError(f"method='lm' supports only loss='linear', not {loss!r}; use 'trf' or None")
-    if method == "lm" and any(np.isfinite(side).any() for side in problem.bounds):
-        close(problem.source)
-        raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
-    warms_up = method not in {"lm", "trf"}
-    result, stopped = None, False
-    if callback is None:
-        try:
-            result = fit_directly(problem, options, where, warms_up=warms_up)
-        except KeyboardInterrupt:  # native code ends first; what is known is where the fit begins
-            stopped = True
-    if result is None:
-        fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
-        result = fit.run(stopped=stopped)
     if not full_output:
         return result
     fvec = _in_standard_deviations(-result.fun, problem)  # SciPy's sign
     info = {"nfev": result.nfev, "fvec": fvec}
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
+
+
+def _check_plain(problem: Problem, loss: Any) -> None:
+    """What SciPy's method "lm" does not take either."""
+    if problem.loss.is_robust:
+        raise ValueError(f"method='lm' supports only loss='linear', not {loss!r}; use 'trf' or None")
+    if any(np.isfinite(side).any() for side in problem.bounds):
+        raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
 
 
 def _check_flags(**flags: Any) -> None:

@@ -14,6 +14,7 @@ from nlsq_nb.sources.rows import Reading
 from nlsq_nb.testing import SourceTests
 
 NAMES = ("x", "t")
+TAKE = mapped.Lease.take
 
 
 def reading(chunk_rows):
@@ -101,6 +102,7 @@ class TestHDF5WithoutLease(TestHDF5InPlace):
     """Somebody opens the file for writing while it is read in place."""
 
     def source(self, x, y, sigma, chunk_rows):
+        self.monkeypatch.setattr(mapped.Lease, "take", TAKE)
         found = super().source(x, y, sigma, chunk_rows)
         self.monkeypatch.setattr(mapped.Lease, "take", lambda lease: False)
         return found
