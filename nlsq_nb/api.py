@@ -12,11 +12,14 @@ from nlsq_nb.arguments import FitCall, read_data
 from nlsq_nb.backends import get_backend
 from nlsq_nb.config.flat import HybridStreamingConfig
 from nlsq_nb.config.given import config_from
+from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.columns import is_on_device
 from nlsq_nb.direct import fit_directly
 from nlsq_nb.errors import ConfigError, UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.problem import Problem, read_problem
+from nlsq_nb.protocols import Backend
 from nlsq_nb.sources.arrays import ArraySource
 from nlsq_nb.sources.retrying import close
 from nlsq_nb.sources.weights import GroupWeights
@@ -60,6 +63,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         Independent variables: (n,), (k, n) as in SciPy, or columns by variable name. Without ydata,
         what holds both: (x, y) or (x, y, sigma), the path of an HDF5 file or an `HDF5Source`, an
         iterator of batches (x, y[, sigma]), or a function that returns a fresh one at every call.
+        Arrays on a GPU (CuPy, DLPack, `__cuda_array_interface__`) stay there.
     ydata : array_like, optional
         Observations, (n,), or (m, n) for a model of m outputs.
     p0 : array_like or mapping, optional
@@ -93,8 +97,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         for "linear".
     nan_policy : {None, "raise", "omit"}
         What to do with rows that are not finite; None follows check_finite.
-    backend : {"auto", "cpu", "reference"}
-        Where the sums are computed.
+    backend : {"auto", "cpu", "cuda", "reference"}
+        Where the sums are computed; auto follows the data, and `result.backend` says what ran.
     callback : callable, optional
         `callback(params, loss, iteration)`; returning True or raising `StopFit` ends the fit.
     verbose : {0, 1, 2}, optional
@@ -144,13 +148,14 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     _check_options(method, nan_policy)
     weights = GroupWeights(options.weights.values) if options.weights.weighted else None
     given = {"x": xdata, "y": ydata, "sigma": sigma} if ydata is not None else read_data(xdata, sigma)
-    if full_output and "source" in given:
+    if full_output and ("source" in given or is_on_device(xdata, ydata)):
         raise UnsupportedOption("full_output=True needs the data in memory; use the result's residual_chunks()")
     given |= {"loss": loss, "f_scale": f_scale}
     call = FitCall(f, p0=p0, bounds=bounds, absolute_sigma=absolute_sigma, **given)
-    where = get_backend(backend, options.data.n_threads)
     omit = nan_policy == "omit"
-    problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights)
+    where = _backend_for(backend, options, call)
+    whole = where.name == "cuda"
+    problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights, whole=whole)
     try:
         if method == "lm":
             _check_plain(problem, loss)
@@ -178,6 +183,12 @@ def _check_plain(problem: Problem, loss: Any) -> None:
         raise ValueError(f"method='lm' supports only loss='linear', not {loss!r}; use 'trf' or None")
     if any(np.isfinite(side).any() for side in problem.bounds):
         raise ValueError("Method 'lm' only works for unconstrained problems; use 'trf' or None")
+
+
+def _backend_for(name: str, options: Groups, call: FitCall) -> Backend:
+    """The backend by name, or by where the data are."""
+    o, there = options.data, is_on_device(call.x, call.y)
+    return get_backend(name, o.n_threads, on_device=there, multi_device=o.multi_device)
 
 
 def _check_flags(**flags: Any) -> None:

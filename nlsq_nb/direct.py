@@ -115,7 +115,9 @@ def fit_directly(
     """
     plan = _plan_of(options)
     beyond = problem.loss.is_robust or problem.whitening is not None
-    if plan is None or beyond or isinstance(problem.model.program, OpaqueProgram):
+    if backend.name != "cpu" or plan is None or beyond:
+        return None
+    if isinstance(problem.model.program, OpaqueProgram):
         return None
     source = retrying(problem.source, options)
     if source.n_rows > RESIDENT_ROWS:

@@ -187,7 +187,8 @@ def _doubts(state: FitState, linear: list[bool], residuals: Floats, spread: floa
 def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
     """Columns of x, and √w (y − f) by outputs, of the rows that are looked at, in the order of x."""
     parts = []
-    for chunk in rows.chunks():
+    for each in rows.chunks():
+        chunk = each.host()
         x = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
         r = chunk.y - evaluate(problem.model.program, "values", x, theta)
         parts.append((x, r if chunk.w is None else np.sqrt(chunk.w) * r))

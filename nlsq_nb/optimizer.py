@@ -11,12 +11,14 @@ from nlsq_nb.arguments import read_call
 from nlsq_nb.backends import get_backend
 from nlsq_nb.config.flat import HybridStreamingConfig
 from nlsq_nb.config.given import config_from
+from nlsq_nb.core.columns import is_on_device
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.fitting import Fit
 from nlsq_nb.models.wrapper import NormalizedModelWrapper
 from nlsq_nb.observe.history import TITLES
 from nlsq_nb.phases.state import FitState
 from nlsq_nb.problem import read_problem
+from nlsq_nb.protocols import Backend
 from nlsq_nb.record import FitRecord
 from nlsq_nb.result import FitResult
 from nlsq_nb.sources.weights import GroupWeights
@@ -36,8 +38,8 @@ class AdaptiveHybridStreamingOptimizer:
     ----------
     config : HybridStreamingConfig, optional
         Options; the defaults when omitted.
-    backend : {"auto", "cpu", "reference"}
-        Where the sums are computed.
+    backend : {"auto", "cpu", "cuda", "reference"}
+        Where the sums are computed; auto follows the data of each fit.
 
     Attributes
     ----------
@@ -65,7 +67,10 @@ class AdaptiveHybridStreamingOptimizer:
     def __init__(self, config: HybridStreamingConfig | None = None, backend: str = "auto") -> None:
         self._options = config_from(config, {})
         self.config = config or HybridStreamingConfig()
-        self._backend = get_backend(backend, self._options.data.n_threads)
+        self._wanted = backend
+        self._backends: dict[str, Backend] = {}
+        if backend != "auto":
+            self._backend_for(on_device=False)  # says now what is missing
         self._record: FitRecord | None = None
         w = self._options.weights
         self._weights = GroupWeights(w.values) if w.weighted else None
@@ -112,8 +117,11 @@ class AdaptiveHybridStreamingOptimizer:
         options = self._options
         if call.verbose is not None:
             options = config_from(self.config, {"verbose": call.verbose})
-        problem = read_problem(call, options, group_weights=self._weights)
-        fit = Fit(options, self._backend, problem, callback=call.callback)
+        backend = self._backend_for(on_device=is_on_device(call.x, call.y))
+        problem = read_problem(
+            call, options, group_weights=self._weights, whole=backend.name == "cuda"
+        )
+        fit = Fit(options, backend, problem, callback=call.callback)
         self._record = fit.record
         return fit.run()
 
@@ -142,7 +150,18 @@ class AdaptiveHybridStreamingOptimizer:
 
         Data are held by their results only. What a later fit needs is made anew.
         """
-        self._backend.release()
+        for backend in self._backends.values():
+            backend.release()
+
+    def _backend_for(self, *, on_device: bool) -> Backend:
+        """The backend of a fit, made once for data on the host and once for data on a device."""
+        name = "cuda" if on_device and self._wanted == "auto" else self._wanted
+        if name not in self._backends or (on_device and name != "cuda"):  # which is refused
+            o = self._options.data
+            self._backends[name] = get_backend(
+                name, o.n_threads, on_device=on_device, multi_device=o.multi_device
+            )
+        return self._backends[name]
 
     # -- how the fit stands ------------------------------------------------------------------
     @property

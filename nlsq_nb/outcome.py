@@ -114,7 +114,13 @@ def result_of(
         weight=summary.weight,
         _diagnose=observed.diagnose,
         _residuals=Residuals(
-            model, source, state.theta, outcome.sse, summary.signal, problem.whitening
+            model,
+            source,
+            state.theta,
+            outcome.sse,
+            summary.signal,
+            observed.backend,
+            problem.whitening,
         ),
         _refit=HeldFit(problem, options, observed.backend, summary.weight, state),
         _model=model,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.arguments import FitCall, read_bounds, read_loss, read_start, rows_of, values_in
 from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.columns import is_on_device, is_table
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.errors import ModelError, UnsupportedOption
@@ -18,8 +19,9 @@ from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Source
 from nlsq_nb.sources.arrays import ArraySource
+from nlsq_nb.sources.device import DeviceSource
 from nlsq_nb.sources.rows import Reading
-from nlsq_nb.sources.weights import GroupWeights
+from nlsq_nb.sources.weights import GroupWeights, checked_sigma, weights_from_sigma
 
 __all__ = ["Problem", "read_problem"]
 
@@ -64,6 +66,7 @@ def read_problem(
     jac: JacobianRule | None = None,
     omit: bool = False,
     group_weights: GroupWeights | None = None,
+    whole: bool = False,
 ) -> Problem:
     """Read the arguments of a fit.
 
@@ -79,6 +82,8 @@ def read_problem(
         Whether rows with non-finite values are left out.
     group_weights : GroupWeights, optional
         Weights by the group number in the first column of x.
+    whole : bool
+        Whether rows in memory are best handed over all at once, as to a device.
 
     Returns
     -------
@@ -93,7 +98,17 @@ def read_problem(
         For data, sigma, p0 or bounds that cannot be used.
     """
     n_start = values_in(call.p0)
-    x, rows = (call.x, rows_of(call.y)) if call.source is None else (_first_row(call.source), 1)
+    there = call.source is None and is_on_device(call.x, call.y)
+    if there and (omit or group_weights is not None):
+        raise UnsupportedOption(
+            "nan_policy='omit' and residual weights work on host arrays; copy the data with .get(), and "
+            "give backend='cuda'"
+        )
+    if call.source is not None:
+        x, rows = _first_row(call.source), 1
+    else:
+        x, y = (_outline(call.x), _outline(call.y)) if there else (call.x, call.y)
+        rows = rows_of(y)
     if group_weights is None:
         model = as_model(call.func, x, rows, n_start, jac)
     else:
@@ -105,7 +120,10 @@ def read_problem(
         raise UnsupportedOption(
             "covariance_method='qr' with a robust loss: its covariance is a sandwich of sums; leave it 'auto'"
         )
-    source = _source(call, options, model, omit, group_weights)  # last: it may read all rows
+    if there:
+        source = _device_source(call, model, options)
+    else:
+        source = _source(call, options, model, omit, group_weights, whole)  # last: it may read all rows
     whitening = getattr(source, "whitening", None)
     return Problem(model, source, start, (low, high), call.absolute_sigma, loss, whitening)
 
@@ -118,10 +136,16 @@ def _first_row(source: Any) -> Any:
 
 
 def _source(
-    call: FitCall, options: Groups, model: Model, omit: bool, group_weights: GroupWeights | None
+    call: FitCall,
+    options: Groups,
+    model: Model,
+    omit: bool,
+    group_weights: GroupWeights | None,
+    whole: bool,
 ) -> Source:
     o, faults = options.data, options.faults
-    common: dict[str, Any] = {"precision": o.precision, "chunk_rows": o.chunk_rows, "resident": o.loop, "omit": omit}
+    loop = "scan" if whole and call.source is None and o.loop == "auto" else o.loop
+    common: dict[str, Any] = {"precision": o.precision, "chunk_rows": o.chunk_rows, "resident": loop, "omit": omit}
     common |= {"n_outputs": model.n_outputs, "group_weights": group_weights}
     if call.source is None:
         return ArraySource(call.x, call.y, call.sigma, variables=model.x, **common)
@@ -131,6 +155,28 @@ def _source(
     retries = faults.retries if faults.tolerant else 0
     opened: Source = call.source.open(Reading(model.x, retries=retries, **common))
     return opened
+
+
+def _device_source(call: FitCall, model: Model, options: Groups) -> Source:
+    """The rows of arrays of which some are on a device."""
+    from nlsq_nb.backends.cuda.columns import read_rows, to_host  # there is CUDA only where there are such arrays
+
+    def weights(shape: tuple[int, ...]) -> Floats | None:
+        return None if call.sigma is None else weights_from_sigma(checked_sigma(to_host(call.sigma, "sigma"), shape))
+
+    rows = read_rows(call.x, call.y, weights, model.x, model.n_outputs, options.data.precision)
+    return DeviceSource(
+        rows.x, rows.y, rows.w, rows.dtype, chunk_rows=options.data.chunk_rows, resident=options.data.loop
+    )
+
+
+def _outline(data: Any) -> Any:
+    """Something of the shape of data on a device, without the numbers."""
+    if is_table(data):
+        return {name: _outline(data[name]) for name in data}
+    if isinstance(data, (list, tuple)):
+        return [_outline(part) for part in data]
+    return np.broadcast_to(np.float64(0.0), tuple(data.shape)) if hasattr(data, "shape") else data
 
 
 def _model_of_groups(

@@ -66,6 +66,9 @@ class Backend(Protocol):
     ) -> None:
         """Add R of √W [J | r] of the chunk's blocks to the pass, in row order."""
 
+    def rows(self, program: AnyProgram, name: str, chunk: Chunk, theta: Floats) -> Any:
+        """Values or residuals ("values", "residuals") of each row, (m, rows), where the rows are."""
+
     def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
         """The chunk and the kernel's sums where native code finds them; None where there are none."""
 

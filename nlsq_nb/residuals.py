@@ -1,19 +1,22 @@
-"""Residuals of a finished fit, all at once or chunk by chunk."""
+"""Residuals of a finished fit, all at once or chunk by chunk, where the rows are."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.columns import is_table
+from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.errors import DataError
 from nlsq_nb.models.symbolic import Model
+from nlsq_nb.protocols import Backend
 from nlsq_nb.sources.retrying import RetryingSource
 
 __all__ = ["Residuals"]
@@ -37,6 +40,8 @@ class Residuals:
         Σ w r² that the fit found, penalties left out.
     signal : float
         Σ w y².
+    backend : Backend
+        Computes them.
     whitening : Whitening or None
         Of a covariance matrix as sigma.
     """
@@ -46,27 +51,27 @@ class Residuals:
     theta: Floats
     sse: float
     signal: float
+    backend: Backend
     whitening: Whitening | None = None
 
-    def chunks(self) -> Iterator[Floats]:
+    def chunks(self) -> Iterator[Any]:
         """Residuals of some consecutive rows at a time, in row order.
 
         Yields
         ------
-        ndarray
+        ndarray, or array on a device
             (rows,), or (m, rows) for m outputs; float64, unweighted.
         """
         with closing(self.source):
             for chunk in self.source.chunks():
-                part = self._of(chunk)
-                yield part if self.model.n_outputs > 1 else part[0]
+                yield self._shaped(self._of(chunk))
 
-    def all(self) -> Floats:
+    def all(self) -> Any:
         """The residuals of all rows.
 
         Returns
         -------
-        ndarray
+        ndarray, or array on a device
             The shape of y.
 
         Raises
@@ -77,6 +82,13 @@ class Residuals:
         """
         if getattr(self.source.inner, "is_streamed", False):
             raise DataError("the data are not in memory: take result.residual_chunks() instead of result.fun")
+        whole = getattr(self.source.inner, "whole", None)
+        if whole is not None:  # rows on a device: their sse is found there too
+            chunk, kernel = whole(), self.backend.compile(self.model.program, self.source.dtype)
+            into = Accumulator(self.model.n_params, 0)
+            self.backend.reduce(kernel, self.backend.put(chunk, self.source.dtype), self.theta, 0, into)
+            self._require_unchanged(into.result().sse)
+            return self._shaped(self._of(chunk))
         found, parts = 0.0, []
         for chunk in self.source.chunks():
             parts.append(self._of(chunk))
@@ -85,12 +97,29 @@ class Residuals:
         joined = np.concatenate(parts, axis=1)
         if self.whitening is not None:
             found = float(np.sum(self.whitening.apply(joined.ravel()) ** 2))
-        if not np.isclose(found, self.sse, rtol=1e-6, atol=1e-12 * self.sse + 1e-20 * self.signal):
-            raise DataError(
-                f"the residuals do not give the sse of the fit ({found:g} instead of {self.sse:g}): "
-                "either the arrays were changed since, or the model function treats rows together"
-            )
-        return joined if self.model.n_outputs > 1 else joined[0]
+        self._require_unchanged(found)
+        return self._shaped(joined)
+
+    def values(self, x: Any) -> Any:
+        """Model values at other rows, which lie on a device.
+
+        Parameters
+        ----------
+        x : array or sequence or mapping of arrays
+            As for the fit.
+
+        Returns
+        -------
+        array on the device
+            (n,), or (m, n) for m outputs.
+        """
+        from nlsq_nb.backends.cuda.columns import read_rows  # there is CUDA only where there are such arrays
+
+        one = next(iter(x.values())) if is_table(x) else x[0] if isinstance(x, (list, tuple)) else x
+        y = np.broadcast_to(0.0, (self.model.n_outputs, max(one.shape)))
+        rows = read_rows(x, y, lambda _: None, self.model.x, self.model.n_outputs, "auto")
+        chunk = Chunk(0, rows.x, rows.y)
+        return self._shaped(self.backend.rows(self.model.program, "values", chunk, self.theta))
 
     def drawn(self, at_most: int) -> tuple[Floats, Floats, Floats]:
         """Some rows for a picture, evenly spaced.
@@ -106,7 +135,8 @@ class Residuals:
             x (k, rows), y (m, rows) and the residuals (m, rows), float64.
         """
         step, parts = -(-self.source.n_rows // at_most), []
-        for chunk in self.source.chunks():
+        for each in self.source.chunks():
+            chunk = each.host()
             rows = slice(-chunk.start % step, None, step)
             x, y = (tuple(c[rows].astype(np.float64) for c in part) for part in (chunk.x, chunk.y))
             some = Chunk(chunk.start, x, y)
@@ -114,7 +144,15 @@ class Residuals:
         joined = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
         return joined[0], joined[1], joined[2]
 
-    def _of(self, chunk: Chunk) -> Floats:
-        columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
-        values = evaluate(self.model.program, "values", columns, self.theta)
-        return np.asarray(np.stack(chunk.y) - values)
+    def _require_unchanged(self, sse: float) -> None:
+        if not np.isclose(sse, self.sse, rtol=1e-6, atol=1e-12 * self.sse + 1e-20 * self.signal):
+            raise DataError(
+                f"the residuals do not give the sse of the fit ({sse:g} instead of {self.sse:g}): "
+                "either the arrays were changed since, or the model function treats rows together"
+            )
+
+    def _of(self, chunk: Chunk) -> Any:
+        return self.backend.rows(self.model.program, "residuals", chunk, self.theta)
+
+    def _shaped(self, rows: Any) -> Any:
+        return rows if self.model.n_outputs > 1 else rows[0]

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from nlsq_nb.config.flat import HybridStreamingConfig, changed
 from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.columns import is_on_device
 from nlsq_nb.derived import DerivedValues
-from nlsq_nb.errors import DataError
+from nlsq_nb.errors import DataError, UnsupportedOption
 from nlsq_nb.intervals import Intervals, ParameterProfile, band_of, intervals_of, profile_of
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Refit
@@ -160,17 +161,17 @@ class FitResult(DerivedValues):
         return known
 
     @cached_property
-    def fun(self) -> Floats:
-        """Residuals y − f at popt, shape of y, unweighted; computed when first asked for."""
-        return np.asarray(self._of_the_data().all())
+    def fun(self) -> Any:
+        """Residuals y − f at popt, shape of y, unweighted, computed when first asked for; on the GPU if y is."""
+        return self._of_the_data().all()
 
-    def residual_chunks(self) -> Iterator[Floats]:
+    def residual_chunks(self) -> Iterator[Any]:
         """Residuals y − f at popt, some consecutive rows at a time: for data larger than memory.
 
         Yields
         ------
         ndarray
-            (rows,), or (m, rows) for m outputs; unweighted, in row order.
+            (rows,), or (m, rows) for m outputs; unweighted, in row order; on the GPU if y is.
 
         Raises
         ------
@@ -264,13 +265,18 @@ class FitResult(DerivedValues):
         Returns
         -------
         ndarray or Band
-            float64, one value per row, (n,) or (m, n); with a band `(values, lower, upper)`.
+            float64, one value per row, (n,) or (m, n), on the GPU if x is; with a band `(values,
+            lower, upper)`.
         """
         k = len(self.model.x)
         if k > 1 and np.shape(x) == (k, k):
             raise DataError(
                 f"x of shape ({k}, {k}) can be read by rows or by columns; give a mapping of columns"
             )
+        if is_on_device(x):
+            if band is not None:
+                raise UnsupportedOption("a band is computed from host arrays; give x.get()")
+            return self._of_the_data().values(x)
         if band is None:
             return np.asarray(self.model(x, *self.popt))
         return band_of(self, x, band, kind, sigma)

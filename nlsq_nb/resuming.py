@@ -200,7 +200,8 @@ def resume(problem: Problem, options: Groups) -> Resumed | None:
 def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
     """Digests of data, model and configuration; reads all rows once."""
     data = hashlib.sha256()
-    for chunk in problem.source.chunks():
+    for rows in problem.source.chunks():
+        chunk = rows.host()
         for column in (*chunk.x, *chunk.y, *(chunk.w or ())):
             data.update(str(column.dtype).encode())
             data.update(column.data)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
-from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.chunk import Chunk, on_host
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.whitening import Whitening
@@ -82,19 +82,21 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
         Names the column and the first row with a non-finite value.
     """
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
-    few, n_rows, outputs, c = source.n_rows <= _FEW, 0, 1, 0.0
+    few, n_rows, outputs, c = False, 0, 1, 0.0
     parts, into, kernel = list[tuple[float, float, float]](), Accumulator(1, 2), None
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
             if n_rows == 0:
-                first, outputs = float(chunk.y[0][0]), len(chunk.y)
+                first, outputs = float(on_host(chunk.y[0][:1])[0]), len(chunk.y)
+                few = source.n_rows <= _FEW and chunk.is_on_host
                 c = first if math.isfinite(first) else 0.0
                 if not few:
                     kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
             n_rows += chunk.n_rows
             if check:
                 for label, column in zip(labels, chunk.x, strict=True):
-                    _require_finite_column(label, column, chunk.start)
+                    if chunk.is_on_host or not _is_finite_there(column, source, backend):
+                        _require_finite_column(label, on_host(column), chunk.start)
             if few:
                 parts += _moments(chunk, c)
             else:
@@ -103,7 +105,7 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
         signal = sse + 2.0 * c * apart + c * c * weight
         if check and not math.isfinite(signal):
             _require_finite_outputs(source)
-        if signal < sys.float_info.min and any(y.any() for part in source.chunks() for y in part.y):
+        if signal < sys.float_info.min and any(on_host(y).any() for part in source.chunks() for y in part.y):
             raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
         spread = max(sse - apart * (apart / weight), 0.0)
     return DataSummary(n_rows, n_rows * outputs, signal, spread, weight)
@@ -131,6 +133,14 @@ def whitened(summary: DataSummary, source: Source, whitening: Whitening) -> Data
     weight, apart = float(ones @ ones), float(ones @ above)
     spread = max(float(above @ above) - apart * (apart / weight), 0.0)
     return replace(summary, signal=float(whole @ whole), spread=spread, weight=weight)
+
+
+def _is_finite_there(column: Any, source: Source, backend: Backend) -> bool:
+    """Whether the values of a column on a device are finite: then so is their sum, found there."""
+    into, kernel = Accumulator(1, 1), backend.compile(_constant(1, 1), source.dtype)
+    alone = backend.put(Chunk(0, (column,), (column,)), source.dtype)
+    backend.reduce(kernel, alone, np.zeros(1), 1, into)
+    return math.isfinite(float(into.result().jtr[0]))
 
 
 def _moments(chunk: Chunk, c: float) -> Iterator[tuple[float, float, float]]:
@@ -177,7 +187,7 @@ def _require_finite_outputs(source: Source) -> None:
     """Say why Σ w y² is not finite."""
     for chunk in source.chunks():
         for y in chunk.y:
-            _require_finite_column("ydata", y, chunk.start)
+            _require_finite_column("ydata", on_host(y), chunk.start)
     raise DataError("the sum of squares of ydata (over sigma) overflows float64; rescale them")
 
 
@@ -213,7 +223,7 @@ def curvature_at(program: AnyProgram, source: Source, theta: Floats) -> Floats:
     ndarray, shape (p,)
         The diagonal of JᵀWJ over the number of residuals, about; not finite where J is not.
     """
-    chunk = next(iter(source.chunks()))
+    chunk = next(iter(source.chunks())).host()
     wanted = max(16, _DERIVATIVES // (len(theta) * program.n_outputs))
     rows = slice(0, None, -(-chunk.n_rows // wanted))
     columns = tuple(c[rows].astype(np.float64) for c in chunk.x)
@@ -283,7 +293,8 @@ def require_finite(
         Names the first row where the model, a derivative or a square is not finite.
     """
     start = ", ".join(f"{name}={value:g}" for name, value in zip(params, theta, strict=True))
-    for chunk in source.chunks():
+    for rows in source.chunks():
+        chunk = rows.host()
         columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
         f = evaluate(program, "values", columns, theta)
         jac = evaluate(program, "derivatives", columns, theta)

@@ -207,6 +207,10 @@ class CpuBackend:
             self._spread(work, len(some), len(some) * _PER_TRIANGLE)
             into.add(found)
 
+    def rows(self, program: AnyProgram, name: str, chunk: Chunk, theta: Floats) -> Floats:
+        """Values or residuals of each row, by NumPy; see `Backend.rows`."""
+        return self._numpy.rows(program, name, chunk, theta)
+
     def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
         """The chunk for the phases in native code; see `Backend.resident`."""
         if not isinstance(kernel, CpuKernel):

@@ -61,6 +61,12 @@ class ReferenceBackend:
                 state[0], state[1] = add_compensated(state[0], state[1], sums)
             into.add(state, hi - lo)
 
+    def rows(self, program: AnyProgram, name: str, chunk: Chunk, theta: Floats) -> Floats:
+        """Values or residuals of each row, from float64 columns; see `Backend.rows`."""
+        columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
+        values = evaluate(program, "values", columns, theta)
+        return values if name == "values" else np.asarray(np.stack(chunk.y) - values)
+
     def resident(self, kernel: ReferenceKernel, chunk: Chunk) -> None:
         """There is no native code here; see `Backend.resident`."""
 

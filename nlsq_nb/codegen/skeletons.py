@@ -30,7 +30,7 @@ def render(
     weighted : bool
         Whether the kernels read one weight per residual (cpu and cuda).
     loss : str
-        One of `core.losses.LOSSES` (cpu).
+        One of `core.losses.LOSSES` (cpu and cuda).
 
     Returns
     -------
@@ -45,7 +45,7 @@ def render(
     if target == "cpu":
         return cpu.render(program, weighted, loss)
     if target == "cuda":
-        return cuda.render(program, weighted)
+        return cuda.render(program, weighted, loss)
     if target == "reference" and isinstance(program, Program):
         return reference.render(program)
     if target == "reference":

@@ -217,10 +217,7 @@ class DataOptions(_Options):
     loop: str = _flat("loop_strategy", Choice(("auto", "scan", "loop")))
     precision: str = _flat("precision", Choice(("float64", "float32", "auto")))
     validate: bool = _flat("validate_numerics", Flag())
-    multi_device: bool = _flat(
-        "enable_multi_device",
-        Choice((False, True), {True: "several GPUs need the CUDA backend, which this version lacks"}),
-    )
+    multi_device: bool = _flat("enable_multi_device", Flag())
     n_threads: int | None = _flat("n_threads", Or(None, _AT_LEAST_ONE))
 
 

@@ -5,9 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chunk", "Resident"]
+__all__ = ["Chunk", "Resident", "on_host"]
+
+
+def on_host(column: Any) -> NDArray[Any]:
+    """A column where NumPy can read it.
+
+    Parameters
+    ----------
+    column : ndarray or column on a device
+        The latter has a method `get`, which copies it.
+
+    Returns
+    -------
+    ndarray
+        The same array if it is one.
+    """
+    if isinstance(column, np.ndarray):
+        return column
+    copied: NDArray[Any] = column.get()
+    return copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +44,45 @@ class Chunk:
         One column per output.
     w : tuple of ndarray, length m, or None
         Weights 1/sigma**2 per residual; None means all ones.
+    lasting : bool
+        Whether the columns stay as they are, the same objects in every pass, so that a device may
+        keep a copy of them.
     """
 
     start: int
     x: tuple[NDArray[Any], ...]
     y: tuple[NDArray[Any], ...]
     w: tuple[NDArray[Any], ...] | None = None
+    lasting: bool = False
 
     @property
     def n_rows(self) -> int:
         """Number of rows."""
         return len(self.y[0])
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether NumPy can read the columns."""
+        return isinstance(self.y[0], np.ndarray)
+
+    def host(self, rows: slice = slice(None)) -> Chunk:
+        """Some of the rows where NumPy can read them.
+
+        Parameters
+        ----------
+        rows : slice
+            Consecutive rows from a whole block on; all by default.
+
+        Returns
+        -------
+        Chunk
+            Views, or copies of what is on a device.
+        """
+        if self.is_on_host and rows == slice(None):
+            return self
+        x, y = (tuple(on_host(c[rows]) for c in part) for part in (self.x, self.y))
+        w = None if self.w is None else tuple(on_host(c[rows]) for c in self.w)
+        return Chunk(self.start + (rows.start or 0), x, y, w)
 
 
 @dataclass(frozen=True, slots=True)

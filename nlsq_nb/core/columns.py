@@ -12,9 +12,41 @@ from numpy.typing import NDArray
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
 
-__all__ = ["in_blocks", "is_table", "numeric", "split_columns", "split_grouped", "split_outputs"]
+__all__ = ["in_blocks", "is_on_device", "is_table", "numeric", "split_columns", "split_grouped", "split_outputs"]
 
 _SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
+
+
+_DEVICES = {2, 13}  # DLPack's kinds of CUDA memory: kDLCUDA, kDLCUDAManaged
+
+
+def is_on_device(*values: Any) -> bool:
+    """Whether some of the data are arrays on a CUDA device.
+
+    Parameters
+    ----------
+    *values : Any
+        Arrays, sequences or mappings of arrays.
+
+    Returns
+    -------
+    bool
+        True for objects with `__cuda_array_interface__`, or with DLPack on such a device, first in a
+        sequence or anywhere in a mapping.
+    """
+    for value in values:
+        if isinstance(value, np.ndarray) or value is None:
+            continue
+        if hasattr(value, "__cuda_array_interface__"):
+            return True
+        if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DEVICES:
+            return True
+        if isinstance(value, Mapping):
+            if is_on_device(*value.values()):
+                return True
+        elif isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]) and is_on_device(value[0]):
+            return True
+    return False
 
 
 def numeric(values: Any, field: str) -> NDArray[Any]:

@@ -12,14 +12,14 @@ import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.layout import SEGMENT, sums_size
 
-__all__ = ["Accumulator", "NormalSums", "add_compensated", "add_segments", "square"]
+__all__ = ["Accumulator", "Deferred", "NormalSums", "add_compensated", "add_segments", "square"]
 
 Floats = NDArray[np.float64]
 _FEW = 64  # numbers up to which Python is faster than NumPy
@@ -190,6 +190,13 @@ def square(p: int) -> NDArray[np.intp]:
     return where
 
 
+class Deferred(Protocol):
+    """A pass whose sums are fetched in the end."""
+
+    def collect(self) -> tuple[Floats, Floats]:
+        """Wait for the high and low sums of all its rows, packed."""
+
+
 class Accumulator:
     """Collects one pass in row order, whatever chunks the rows come in.
 
@@ -199,12 +206,15 @@ class Accumulator:
         Rows taken so far.
     open : ndarray, shape (2, size)
         High and low sums of the segment that is not complete yet; a backend continues it in place.
+    deferred : Deferred or None
+        Sums that a device is still at work on; `result` waits for them.
     """
 
     def __init__(self, n_params: int, order: int) -> None:
         self._shape = (n_params, order)
         self._total: tuple[Floats, Floats] | None = None
         self.position = 0
+        self.deferred: Any = None
         self.open = np.zeros((2, sums_size(n_params, order)))
 
     def pieces(self, rows: int) -> list[tuple[int, int]]:
@@ -263,8 +273,27 @@ class Accumulator:
             self._close(state[:closed])
         self.open = state[closed:] if closed < len(state) else np.zeros((2, state.shape[1]))
 
+    def defer(self, work: Deferred, rows: int) -> None:
+        """Leave the next rows to work that goes on while more of them are read.
+
+        Parameters
+        ----------
+        work : Deferred
+            The same for all rows of a pass.
+        rows : int
+            How many.
+        """
+        self.deferred = work
+        self.position += rows
+
     def result(self) -> NormalSums:
         """The sums of everything taken."""
+        if self.deferred is not None:
+            high, low = self.deferred.collect()
+            self.deferred = None
+            self.open[0], self.open[1] = add_compensated(self.open[0], self.open[1], high)
+            with np.errstate(invalid="ignore"):  # inf - inf, where high is infinite
+                self.open[1] += low
         high, low = self._close(self.open)
         self.open = np.zeros(self.open.shape)
         return NormalSums(self.position, *self._shape, high, low)

@@ -211,5 +211,5 @@ class ArraySource:
         for lo in range(0, columns.n_rows, self._step):
             rows = slice(lo, lo + self._step)
             x, y = (tuple(c[rows] for c in part) for part in (columns.x, columns.y))
-            chunks.append(Chunk(lo, x, y, None if w is None else tuple(c[rows] for c in w)))
+            chunks.append(Chunk(lo, x, y, None if w is None else tuple(c[rows] for c in w), lasting=True))
         return chunks

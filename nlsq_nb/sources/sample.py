@@ -41,7 +41,7 @@ class SampleSource:
         self._ranges = tuple(ranges)
         self._rows = _rows_of(self._ranges)
         self._n_rows = len(self._rows)
-        self._held: tuple[int, Columns, Columns, Columns | None] | None = None
+        self._held: tuple[int, list[Chunk]] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -65,23 +65,23 @@ class SampleSource:
 
     def chunks(self) -> Iterator[Chunk]:
         """The rows of the sample in order; see `Source.chunks`."""
-        _, x, y, w = self._gathered()
-        for lo in range(0, len(y[0]), _STEP):
-            rows = slice(lo, lo + _STEP)
-            weights = None if w is None else tuple(c[rows] for c in w)
-            yield Chunk(lo, tuple(c[rows] for c in x), tuple(c[rows] for c in y), weights)
-
-    def _gathered(self) -> tuple[int, Columns, Columns, Columns | None]:
-        """Revision, x, y and w of the rows."""
         held, revision = self._held, self._source.revision
         if held is None or held[0] != revision:
-            parts = list(self._parts())
-            if not parts:
-                raise SourceError("none of the rows that were drawn as a sample can be read")
-            x, y = _joined([part.x for part in parts]), _joined([part.y for part in parts])
-            weights = [part.w for part in parts if part.w is not None]
-            held = self._held = (revision, x, y, _joined(weights) if weights else None)
-        return held
+            held = self._held = (revision, list(self._gathered()))
+        return iter(held[1])
+
+    def _gathered(self) -> Iterator[Chunk]:
+        """The rows, copied from the source."""
+        parts = list(self._parts())
+        if not parts:
+            raise SourceError("none of the rows that were drawn as a sample can be read")
+        x, y = _joined([part.x for part in parts]), _joined([part.y for part in parts])
+        weights = [part.w for part in parts if part.w is not None]
+        w = _joined(weights) if weights else None
+        for lo in range(0, len(y[0]), _STEP):
+            rows = slice(lo, lo + _STEP)
+            own = None if w is None else tuple(c[rows] for c in w)
+            yield Chunk(lo, tuple(c[rows] for c in x), tuple(c[rows] for c in y), own, lasting=True)
 
     def _parts(self) -> Iterator[Chunk]:
         """Copies of the rows of the sample, from where they are, or picked out of a pass."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nlsq_nb.core.chunk import on_host
 from nlsq_nb.core.columns import in_blocks, numeric
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.whitening import is_covariance
@@ -104,7 +105,7 @@ def total_weight(source: Source) -> float:
             total += chunk.n_rows * len(chunk.y)
             continue
         for column in chunk.w:
-            for w in in_blocks(column):
+            for w in in_blocks(on_host(column)):
                 for part in w.sum(axis=1, dtype=np.float64).tolist():
                     total += part
     return total

@@ -211,7 +211,7 @@ def test_a_field_of_the_same_name_in_another_group_does_not_count() -> None:
 
 
 def test_only_what_is_refused_by_name_need_not_be_read() -> None:
-    assert refused("enable_multi_device")
+    assert refused("use_learning_rate_schedule")
     assert refused("lr_schedule_decay_steps")
     assert not refused("chunk_size")
     assert not refused("enable_group_variance_regularization")  # refused for want of ranges, not for good
@@ -219,4 +219,4 @@ def test_only_what_is_refused_by_name_need_not_be_read() -> None:
     def refuse_namelessly(base: None, options: dict[str, Any]) -> None:
         raise UnsupportedOption("not here")
 
-    assert not refused("enable_multi_device", refuse_namelessly)
+    assert not refused("use_learning_rate_schedule", refuse_namelessly)

@@ -13,7 +13,7 @@ Rule = Callable[[str, ast.Module], Iterator[Offence]]
 PICKLERS = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 SYMPY_READERS = {"sympify", "parse_expr", "lambdify", "S"}
 EXECUTES_SOURCE = "nlsq_nb/codegen/module.py"
-CUDA = "nlsq_nb/backends/cuda.py"
+CUDA = "nlsq_nb/backends/cuda/"
 
 REQUIRED_AT_TOP = {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "nlsq_nb", "tests"}
 ALLOWED_AT_TOP = REQUIRED_AT_TOP | {"bench", "docs"}
@@ -77,8 +77,8 @@ def imports_numba(path: str, tree: ast.Module) -> Iterator[Offence]:
     for line, name in imported(tree):
         package = name.split(".")[0]
         in_backends = path.startswith("nlsq_nb/backends/")
-        cuda_only = package in {"cupy", "numba_cuda"} or name.startswith("numba.cuda")
-        if (cuda_only and path != CUDA) or (package in {"numba", "llvmlite"} and not in_backends):
+        cuda_only = package in {"cupy", "numba_cuda", "numba_cuda_mlir"} or name.startswith("numba.cuda")
+        if (cuda_only and not path.startswith(CUDA)) or (package in {"numba", "llvmlite"} and not in_backends):
             yield line, f"imports {name}"
 
 
@@ -118,7 +118,7 @@ def test_rule_catches(rule: Rule, source: str) -> None:
 
 @pytest.mark.parametrize("source", ["from numba import cuda", "import cupy"])
 def test_cuda_only_in_its_own_backend(source: str) -> None:
-    assert not offences(imports_numba, {CUDA: ast.parse(source)})
+    assert not offences(imports_numba, {f"{CUDA}toolkit.py": ast.parse(source)})
     assert offences(imports_numba, {"nlsq_nb/backends/cpu.py": ast.parse(source)})
 
 

@@ -341,7 +341,7 @@ def test_unknown_keyword():
         ({"loss": "huber", "covariance_method": "qr"}, UnsupportedOption, "covariance_method='qr' with a robust loss"),
         ({"sigma": np.eye(40)}, DataError, r"sigma has shape \(40, 40\), ydata has shape \(41,\)"),
         ({"sigma": np.ones((41, 41))}, DataError, "`sigma` must be positive definite"),
-        ({"backend": "quantum"}, UnsupportedOption, "backend='quantum'; choose auto, cpu or reference"),
+        ({"backend": "quantum"}, UnsupportedOption, "backend='quantum'; choose auto, cpu, cuda or reference"),
         ({"backend": "cuda"}, BackendUnavailable, "cuda"),
         ({"nan_policy": "drop"}, ValueError, "nan_policy='drop' is not one of"),
         ({"verbose": 3}, ConfigError, "verbose=3"),

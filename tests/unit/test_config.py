@@ -154,7 +154,7 @@ VALID = {
     "enable_fault_tolerance": ON_OFF,
     "max_retries_per_batch": [0, 5],
     "min_success_rate": [0, 0.5, 1],
-    "enable_multi_device": [False],
+    "enable_multi_device": ON_OFF,
     "callback_frequency": [1, 10],
     "verbose": [0, 1, 2],
     "log_frequency": [1, 10],
@@ -178,7 +178,6 @@ VALID = {
     "random_seed": [0, 2**40],
 }
 UNSUPPORTED = {
-    "enable_multi_device": [True],
     "use_learning_rate_schedule": [True],
     "lr_schedule_warmup_steps": [0, 51],
     "lr_schedule_decay_steps": [1, 449],

@@ -12,7 +12,7 @@ from nlsq_nb.config.rules import Choice, Flag, Number, Whole
 DEFAULTS = {f.name: getattr(HybridStreamingConfig(), f.name) for f in fields(HybridStreamingConfig)}
 FLAGS = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
 WHOLES = [name for name, value in DEFAULTS.items() if type(value) is int]
-REFUSED = {"enable_multi_device", "use_learning_rate_schedule"}
+REFUSED = {"use_learning_rate_schedule"}
 NEEDED = {
     "enable_group_variance_regularization": {"group_variance_indices": [(0, 1)]},
     "enable_residual_weighting": {"residual_weights": [1.0, 2.0]},
