@@ -40,10 +40,12 @@ _LARGEST = 64  # parameters beyond which such steps are too dear
 _CHANCE, _CHANCE_OF_FEW = 11.3, 6.25  # the 99 % and 90 % points of χ² with three degrees of freedom
 _WEAK = 0.5  # share of the spread of y that is left where nothing much is explained
 _FEW, _POOR = 10, 0.01  # the same where there are so few degrees of freedom that no pattern shows
-_SMALL = 25  # degrees of freedom below which a pattern is hard to see, and starts are cheap to try
+_SMALL = 25  # degrees of freedom below which a pattern is hard to see
+_PART, _MOST_OF_IT = 0.2, 1.0  # Σ ρ² of a pattern that matters, and of one in residuals below `_POOR`
 _CANCELLING = 10.0  # size of a linear term, over that of y
 _AGREEING = 3  # ends at the lowest sse after which no more short fits are needed
 _EXACT = 1e-20  # share of Σ w y² that is rounding
+_NOTHING = 1e-12  # share of the sse at p0 that counts as nothing where y is constant
 _APART = 0.05  # relative distance of starts that are both tried
 _LOWER = 1e-6  # relative reduction of the sse that means another optimum
 _CLEARLY = 25.0  # what the same must be on a sample, in variances of the residuals
@@ -171,13 +173,15 @@ def _doubts(state: FitState, linear: list[bool], residuals: Floats, spread: floa
     sse, dof = state.sums.sse, residuals.size - int(state.free.sum())
     if state.stop in _DOUBTFUL:
         yield _DOUBTFUL[state.stop]
-    if sse <= _EXACT * state.signal:
+    if sse <= _EXACT * state.signal or (spread == 0.0 and sse <= _NOTHING * state.first_sse < math.inf):
         return
     if sse > _WEAK * spread:
         yield "little of the spread of y is explained"
     elif dof < _FEW and sse > _POOR * spread:
         yield "few residuals, and they are not small"
-    if max(common_part(r) for r in residuals) > (_CHANCE if dof >= _SMALL else _CHANCE_OF_FEW):
+    shared, n = max(common_part(r) for r in residuals), residuals.shape[1]
+    least = n * (_PART if sse > _POOR * spread else _MOST_OF_IT)
+    if shared > max(_CHANCE if dof >= _SMALL else _CHANCE_OF_FEW, least):
         yield "the residuals show a pattern"
     terms = (state.theta**2 * state.sums.jtj.diagonal()).tolist()
     if any(term > _CANCELLING**2 * state.signal for term, counts in zip(terms, linear, strict=True) if counts):
