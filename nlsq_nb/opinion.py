@@ -216,14 +216,14 @@ def _best(
     if found is None:
         ridge = options.gauss_newton.ridge
         found = np.array([reduced_sse(asked, part, start, ridge) for start in starts])
-    best, agreeing = here, 1
+    best, agreeing = here, int(_has_converged(asked))
     for row in _chosen(asked, starts, found, n_fits):
         end = short_fit(restart(asked, starts[row]), options, part, _STEPS)
         if _sse(end) < _sse(best) * (1.0 - _LOWER):
-            best, agreeing = end, 1
+            best, agreeing = end, int(_has_converged(end))
         elif _sse(end) <= _sse(best) * (1.0 + _LOWER):
             best = min(best, end, key=_sse)
-            agreeing += row > 0  # that p0 leads there says nothing new
+            agreeing += row > 0 and _has_converged(end)  # that p0 leads there says nothing new
         if agreeing >= _AGREEING:
             break
     return best
@@ -248,6 +248,10 @@ def _is_near(points: Floats, other: Floats) -> Mask:
     """Which points differ from another one in no parameter by much."""
     apart = np.abs(points - other) > _APART * (np.abs(points) + np.abs(other))
     return np.asarray(~apart.any(axis=1))
+
+
+def _has_converged(state: FitState) -> bool:
+    return state.stop is not None and state.stop.success
 
 
 def _sse(state: FitState) -> float:

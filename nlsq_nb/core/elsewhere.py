@@ -73,11 +73,11 @@ def common_part(residuals: Floats) -> float:
 def rivals(ground: Ground, n: int, seed: int) -> Floats:
     """Quasi-random starts that might lead to another optimum.
 
-    Four kinds in turn. (1) A parameter of a value within the range of an independent variable may
+    Five kinds in turn. (1) A parameter of a value within the range of an independent variable may
     be a place: it goes to rows, the more often the larger the mean residual around a row; the
     others are within a factor of six of p0 or of the answer. (2) The same for some parameters,
-    while the rest keep their answers. (3) All within a factor of 1.5 of p0. (4) All far around p0,
-    as for several starts (`candidates`).
+    while the rest keep their answers. (3) All within a factor of 1.5 of p0, or
+    (4) of six of the answer. (5) All far around p0, as for several starts (`candidates`).
 
     Parameters
     ----------
@@ -105,7 +105,9 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     placed = _placed(ground, unit, row, spare)
     keeps = (spare + 0.5 * np.arange(len(moves)) + 7.0 * unit) % 1.0 < 0.5
     wide = candidates(ground.first, ground.lower, ground.upper, n - 1, "kronecker", seed=seed)[1:]
-    kinds = (placed, np.where(keeps, ground.found, placed), _around(ground.first, unit, _NEAR), wide)
+    mixed = np.where(keeps, ground.found, placed)
+    near, around = _around(ground.first, unit, _NEAR), _around(ground.found, unit, _FAR)
+    kinds = (placed, mixed, near, around, wide)
     turn = np.arange(n - 1) % len(kinds)
     points[1:, moves] = np.stack(kinds)[turn, np.arange(n - 1)][:, moves]
     return _inside(ground, points)
