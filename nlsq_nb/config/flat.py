@@ -146,7 +146,7 @@ class HybridStreamingConfig(Named):
         Smallest share of chunks that must be readable for the fit to go on without the others.
         Takes effect only where it is given: by default a chunk that stays unreadable is an error.
     enable_multi_device : bool
-        Several GPUs; not in this version.
+        Divide data of the host among all GPUs; needs the CUDA backend.
     callback_frequency : int
         Iterations between calls of the callback.
     verbose : {0, 1, 2}

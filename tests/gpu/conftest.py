@@ -20,11 +20,13 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-def stand_in():
+def stand_in(*, device):
     """The driver of this process, installed at the first call; None where tests for a device were asked for."""
     from ..emulator.driver import Driver
     from ..emulator.entry_points import install, load_ptx_into_the_driver
 
+    if device:
+        return None
     if "numba.cuda.cudadrv.driver" in sys.modules:
         pytest.exit("numba.cuda was imported before the stand-in driver: run `pytest tests/gpu` on its own", 3)
     faulthandler.enable()
@@ -36,13 +38,16 @@ def stand_in():
 
 @pytest.fixture(scope="session")
 def _session_driver(request):
-    return stand_in()
+    chosen = request.config.option.markexpr
+    return stand_in(device="gpu" in chosen and "not gpu" not in chosen)
 
 
 @pytest.fixture
 def driver(_session_driver):
     """The stand-in driver with an empty ledger; what its entry points raise fails the test."""
     driver = _session_driver
+    if driver is None:
+        pytest.skip("runs on the stand-in driver; -m gpu chose a device")
     driver.forget()
     driver.error, driver.order, driver.memory = None, "random", 1 << 31
     yield driver
