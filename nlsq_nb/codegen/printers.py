@@ -134,7 +134,11 @@ _NUMPY = Dialect(
         },
     },
 )
-DIALECTS: dict[str, Dialect] = {"cpu": _VECTOR, "cuda": _SCALAR, "reference": _NUMPY}
+_CUDA = Dialect(
+    templates=_SCALAR.templates,
+    functions={**_SCALAR.functions, "floor": "rounded_down", "ceil": "rounded_up"},
+)
+DIALECTS: dict[str, Dialect] = {"cpu": _VECTOR, "cuda": _CUDA, "reference": _NUMPY}
 """Target name -> dialect."""
 
 

@@ -41,6 +41,17 @@ import numpy as np
 '''
 
 
+# NumPy's functions are not to be had in kernels, and those of math give integers, which end at 2**63
+_ROUNDING = [
+    f'''@cuda.jit(device=True)
+def rounded_{where}(u):
+    """The next whole number {where}, as a float; what is not finite or large is itself."""
+    return float64(math.{name}(u)) if abs(u) < 4503599627370496.0 else u
+'''
+    for where, name in (("down", "floor"), ("up", "ceil"))
+]
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """Some consecutive sums and the products that they add up.
@@ -83,7 +94,9 @@ def group_names(n_params: int, entry: str, loss: str = "linear") -> tuple[str, .
 def render(program: Program | PointProgram, weighted: bool, loss: str = "linear") -> str:
     """Module text; see `skeletons.render`."""
     parts = [_HEAD, "\n" + SWEEP]
-    parts += ["\n" + helper_text(name, "cuda.jit(device=True)") for name in helpers_of(program, "cuda")]
+    helpers = [helper_text(name, "cuda.jit(device=True)") for name in helpers_of(program, "cuda")]
+    helpers = [text.replace("np.floor(", "rounded_down(") for text in helpers]
+    parts += ["\n" + text for text in [*_ROUNDING, *helpers]]
     kernels = [
         _sums(program, weighted, group, int(entry[-1]) if entry != "matvec" else None, loss)
         for entry in ("sums0", "sums1", "sums2", "matvec")
