@@ -1,18 +1,22 @@
-"""How time and memory grow with the data: fits in processes of their own."""
+"""How time and memory grow with the data, in memory and streamed: fits in processes of their own."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Floor, Report, arguments, brief, environment, in_turns, plot
+from common import Floor, Report, arguments, brief, environment, in_turns, plot, ratio
 from peers import OURS, PEERS, REFERENCE
 from problems import DECAY
 
@@ -20,6 +24,9 @@ START = DECAY.starts[0]
 FIRST = 1 << 17  # rows of the fit before: more than any sample, so that all code is loaded and compiled
 OUTSIDE = 0.03  # how far from 1 the exponent may be
 LIMIT = 100.0  # MB beyond the data
+STREAMED = 200.0  # MB over what the imports need, whatever the number of rows
+SHARE = 0.8  # of the speed of a pass over arrays that one over a file in the page cache must have
+BATCH = 1_000_000
 STATUS = Path("/proc/self/status")
 
 
@@ -68,9 +75,96 @@ def apart(*what: object) -> Any:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def batches(n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows made as they are asked for; the noise is one array, begun elsewhere in every batch."""
+    noise = np.random.default_rng(3).normal(0.0, 0.1, BATCH)
+    value, theta = DECAY.functions(np)[0], np.array(DECAY.truth)
+    for k, lo in enumerate(range(0, n, BATCH)):
+        rows = min(BATCH, n - lo)
+        x = np.arange(lo, lo + rows) * (DECAY.span[1] / n)
+        yield x, value(x, theta) + np.roll(noise, 7919 * k)[:rows]
+
+
+def write_file(path: Path, n: int) -> None:
+    """The same rows in two data sets, each in one piece."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        x, y = (file.create_dataset(f"data/{name}", (n,), "f8") for name in "xy")
+        for k, (some, values) in enumerate(batches(n)):
+            x[k * BATCH : k * BATCH + len(some)] = some
+            y[k * BATCH : k * BATCH + len(some)] = values
+
+
+def streamed(kind: str, n: int, path: str) -> list[float]:
+    """MB over the imports, seconds and passes of one fit to rows that are not in memory, in this process."""
+    from nlsq_nb import curve_fit
+
+    source = path if kind == "file" else lambda: batches(n)
+    forget_peak()
+    before, begin = resident("VmRSS"), time.perf_counter()
+    found = curve_fit(DECAY.text, source, p0=START)
+    took = time.perf_counter() - begin
+    assert found.success
+    assert found.n_points == n
+    return [resident("VmHWM") - before, took, found.nfev]
+
+
+def speed(n: int, path: str, repeat: int) -> list[float]:
+    """Seconds of a pass over the file and over arrays, in turns, and their ratio round by round."""
+    from nlsq_nb import HDF5Source
+    from nlsq_nb.backends import get_backend
+    from nlsq_nb.engines.local import LocalEngine
+    from nlsq_nb.sources.arrays import ArraySource
+    from nlsq_nb.sources.retrying import RetryingSource
+    from nlsq_nb.sources.rows import Reading
+
+    x, y = (np.concatenate(parts) for parts in zip(*batches(n), strict=True))
+    backend, model, theta = get_backend("cpu"), DECAY.model, np.array(START)
+    kernel = backend.compile(model.program, np.float64)
+    sources = {"file": HDF5Source(path).open(Reading(model.x)), "arrays": ArraySource(x, y)}
+    engines = {name: LocalEngine(backend, kernel, RetryingSource(source)) for name, source in sources.items()}
+    sums = {name: engine.run(theta, 2).packed.tobytes() for name, engine in engines.items()}
+    assert sums["file"] == sums["arrays"]
+    times = in_turns({name: lambda e=engine: e.run(theta, 2) for name, engine in engines.items()}, repeat)
+    return [*(statistics.median(times[name]) for name in ("file", "arrays")), ratio(times, "arrays", "file")]
+
+
+def streams(options: argparse.Namespace, report: Report) -> None:
+    """The tables of rows that are not in memory."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=options.folder) as folder:
+        path = Path(folder) / "rows.h5"
+        cells, rows = [], report.rows.setdefault("streams", [])
+        apart("streamed", "function", BATCH, "")  # compiles
+        for kind, what, n in (
+            ("function", "function that returns a generator", options.points),
+            ("file", "HDF5 file, in one piece", options.rows),
+        ):
+            if kind == "file":
+                write_file(path, n)
+            grown, took, passes = apart("streamed", kind, n, path)
+            rows.append({"source": kind, "n": n, "extra_mb": grown, "seconds": took, "passes": passes})
+            cells.append([what, f"{n:,}", f"{grown:,.0f}", brief(took), passes])
+            report.floors.append(Floor(f"memory over the imports, {what}, n = {n:,}", "<=", STREAMED, grown, " MB"))
+        report.table("streams", ("source", "n", "over the imports, MB", "fit", "passes"), cells)
+        few = min(options.rows, 20_000_000)
+        write_file(path, few)
+        file, arrays, share = apart("speed", few, path, max(3, options.repeat))
+        report.rows["pass"] = [{"n": few, "file": file, "arrays": arrays, "ratio": share}]
+        report.remarks.append(
+            f"a pass over {few:,} rows: {brief(file)} from a file in the page cache, {brief(arrays)} from arrays"
+        )
+        what = f"speed of a pass over a file of {few:,} rows, of that over arrays"
+        report.floors.append(Floor(what, ">=", SHARE, share))
+
+
 def child(kind: str, *what: str) -> None:
     warnings.simplefilter("ignore")
-    if kind == "growth":
+    if kind == "streamed":
+        print(json.dumps(streamed(what[0], int(what[1]), what[2])))
+    elif kind == "speed":
+        print(json.dumps(speed(int(what[0]), what[1], int(what[2]))))
+    elif kind == "growth":
         print(json.dumps(growth(what[0], int(what[1]))))
     else:
         print(json.dumps(durations([int(n) for n in what[1:]], int(what[0]))))
@@ -85,6 +179,9 @@ def main() -> None:
     parser = arguments(__doc__, 5)
     default = [1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000]
     parser.add_argument("--sizes", type=int, nargs="+", default=default)
+    parser.add_argument("--points", type=int, default=1_000_000_000, help="rows of the generator")
+    parser.add_argument("--rows", type=int, default=250_000_000, help="rows of the file")
+    parser.add_argument("--folder", help="where the file of 16 bytes per row is written")
     parser.add_argument("--child", nargs="+", help=f"for {Path(__file__).name} itself")
     options = parser.parse_args()
     if options.child:
@@ -92,6 +189,7 @@ def main() -> None:
         return
     if options.short:
         options.sizes, options.repeat = [150_000, 300_000], 2
+        options.points = options.rows = 5_000_000
     sizes = sorted(options.sizes)
     facts = (f"{DECAY.name}, p = {DECAY.p}", "float64", "default threads", "x in no order")
     report = Report("memory.py", environment(options, *facts))
@@ -122,6 +220,7 @@ def main() -> None:
         Floor(f"memory beyond the data, up to n = {sizes[-1]:,}", "<=", LIMIT, most, " MB"),
     ]
     assert math.isfinite(exponent)
+    streams(options, report)
     line = [float(n) for n in sizes], [row["seconds"] for row in rows]
     plot(options.plot, "memory", ("points", "seconds for a whole fit"), {"nlsq_nb": line})
     report.finish(options)

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
 
-__all__ = ["in_blocks", "is_on_device", "is_table", "numeric", "split_columns", "split_grouped", "split_outputs"]
+__all__ = [
+    "in_blocks",
+    "is_on_device",
+    "is_table",
+    "numeric",
+    "split_columns",
+    "split_grouped",
+    "split_outputs",
+    "table_names",
+]
 
 _SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
 
@@ -247,6 +256,23 @@ def is_table(x: Any) -> bool:
         True for mappings and data frames.
     """
     return not isinstance(x, np.ndarray) and (isinstance(x, Mapping) or hasattr(x, "columns"))
+
+
+def table_names(x: Any) -> tuple[str, ...]:
+    """Names of the columns.
+
+    Parameters
+    ----------
+    x : mapping or data frame
+        An xarray Dataset counts its coordinates too.
+
+    Returns
+    -------
+    tuple of str
+        In order.
+    """
+    is_data_set = isinstance(x, Mapping) and hasattr(x, "data_vars")
+    return tuple(str(key) for key in (getattr(x, "variables", x) if is_data_set else x))
 
 
 def _same_length(

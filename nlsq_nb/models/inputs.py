@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from nlsq_nb.core.columns import table_names
 from nlsq_nb.errors import DataError, ModelError
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
@@ -79,7 +80,7 @@ def _read(text: str, variables: tuple[str, ...]) -> Model:
 def _variables(xdata: Any, n_rows: int, symbols: set[str] | None) -> tuple[str, ...]:
     """Names of the independent variables; `symbols` are the names in the model, if it has any."""
     if isinstance(xdata, Mapping) or hasattr(xdata, "columns"):
-        names = tuple(str(key) for key in xdata)
+        names = table_names(xdata)
         if not names:
             raise DataError("xdata has no columns; give one per independent variable")
         return tuple(name for name in names if symbols is None or name in symbols) or names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -173,10 +174,11 @@ class AheadReader:
             chunk = ahead[1].result()
         else:
             _settle(ahead)
-            chunk = self._fill(*self.rows(k))
+            chunk = self._fill(*self.rows(k), in_place=self._in_place)
         self._shown = self.rows(k)
         if self._shown[1] < self._all.n_rows:
-            future = self._all.thread().submit(self._fill, *self.rows(k + 1))
+            fill = partial(self._fill, in_place=self._in_place)
+            future = self._all.thread().submit(fill, *self.rows(k + 1))
             self._ahead = (k + 1, future)
         return chunk
 
@@ -185,8 +187,7 @@ class AheadReader:
         ahead, self._ahead = self._ahead, None
         _settle(ahead)
         self._forget()
-        self._shown = (lo, hi)
-        return self._fill(lo, hi)
+        return self._fill(lo, hi, in_place=False)  # each run would leave a folio of the page cache mapped
 
     def release(self) -> None:
         """Nothing: two chunks are all that is held, and both are in use."""
@@ -203,11 +204,11 @@ class AheadReader:
         if shown is not None:
             self._all.store.drop(*shown)
 
-    def _fill(self, lo: int, hi: int) -> Chunk:
+    def _fill(self, lo: int, hi: int, *, in_place: bool) -> Chunk:
         """Read rows into the side that is not in use; runs in turn here and in the thread."""
         self._side = 1 - self._side
         buffers, rooms = self._sides[self._side]
-        columns = self._all.columns_at(lo, hi, rooms, in_place=self._in_place)
+        columns = self._all.columns_at(lo, hi, rooms, in_place=in_place)
         return self._form.chunk(lo, columns, self._groups, buffers)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.columns import is_table, numeric, split_columns, split_grouped, split_outputs
+from nlsq_nb.core.columns import is_table, numeric, split_columns, split_grouped, split_outputs, table_names
 from nlsq_nb.errors import DataError
 from nlsq_nb.sources.rows import Reading, RowFormat, storage_dtype
 from nlsq_nb.sources.weights import checked_sigma
@@ -38,7 +38,7 @@ def first_row(batch: Any) -> Any:
     """
     x, y, _ = parts_of(batch)
     if is_table(x):
-        return {str(name): np.atleast_1d(np.asarray(x[name]))[:1] for name in x}
+        return {name: np.atleast_1d(np.asarray(x[name]))[:1] for name in table_names(x)}
     columns = _columns(x, int(np.shape(y)[-1]) if np.ndim(y) else 1)
     found = np.stack([column[:1] for column in columns])
     return found[0] if len(found) == 1 else found

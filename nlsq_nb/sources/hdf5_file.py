@@ -165,15 +165,18 @@ class HDF5Fields:
             raise SourceError(f"{self.path}: data set {item.name} is refused: {reason}{hint}")
         item = _with_cache(item)
         self._sets.append(item)
-        return Field(name, item.shape or (), item.dtype, _offset(item))
+        own = _state(item.file.id.get_vfd_handle()) == self._state()  # a trusted link may lead elsewhere
+        return Field(name, item.shape or (), item.dtype, _offset(item) if own else None)
 
     def _begin_map(self, size: int) -> None:
-        """Read in place what is in one piece, if faults of that are errors on this system."""
-        if all(f.offset is None for f in self.fields) or size < _MAP_FROM:
+        """Read what is in one piece without HDF5; in place if faults of that are errors on this system."""
+        if all(f.offset is None for f in self.fields) or not hasattr(os, "preadv"):
             return
         try:
             self._lease = Lease(self.path)
-            if _state(self._lease.fd) == self._seen and self._lease.take():
+            if _state(self._lease.fd) != self._seen:
+                self._end_map()
+            elif size >= _MAP_FROM and self._lease.take():
                 self._map = MappedFile(self._lease.fd)
         except (OSError, ValueError):
             self._map = None
@@ -204,10 +207,15 @@ class HDF5Fields:
             shape = list(of.shape)
             shape[of.row_axis] = count
             room = rooms[field] = np.empty(shape, of.dtype)
-        ahead = (slice(None),) * of.row_axis
+        ahead, lease = (slice(None),) * of.row_axis, self._lease
         target = (*ahead, slice(0, count))
         try:
-            self._sets[field].read_direct(room, (*ahead, slice(lo, hi)), target)
+            if of.offset is not None and lease is not None:
+                lines = room[target] if of.row_axis else room[None, :count]
+                for line, (start, _) in zip(lines, _pieces(of, lo, hi), strict=True):
+                    _read_into(lease.fd, line, start)
+            else:
+                self._sets[field].read_direct(room, (*ahead, slice(lo, hi)), target)
         except BROKEN as error:
             raise OSError(f"{self.path}, data set {of.path}: {error}") from error
         return room[target] if of.row_axis == 0 else room[target].T
@@ -301,6 +309,16 @@ def _offset(item: Any) -> int | None:
         return None
     offset = item.id.get_offset()
     return None if offset is None else int(offset)
+
+
+def _read_into(fd: int, out: NDArray[Any], start: int) -> None:
+    """Fill a contiguous array from a file."""
+    left = memoryview(out.view(np.uint8).reshape(-1).data)
+    while left:
+        count = os.preadv(fd, [left], start)
+        if not count:
+            raise OSError("the file ends too early")
+        left, start = left[count:], start + count
 
 
 def _pieces(of: Field, lo: int, hi: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from nlsq_nb.protocols import Source
 __all__ = ["SampleSource", "ScatteredSource", "batches", "sample"]
 
 _STEP = 1 << 22  # rows per chunk, as for arrays in memory
+_APART = 10_000  # rows per run from which on finding runs is cheaper than a pass
 _RUNS = 16  # runs of rows of which a batch consists, at least
 
 Columns = tuple[NDArray[Any], ...]
@@ -26,7 +27,8 @@ class SampleSource:
     """Row ranges of another source.
 
     They are gathered when they are first needed, and again when its weights have changed or chunks of it
-    could no longer be read: by one pass, or from where they are when the source has a method `runs`.
+    could no longer be read: by one pass, or from where they are when they are far apart and the source has
+    a method `runs`.
 
     Parameters
     ----------
@@ -83,9 +85,14 @@ class SampleSource:
             own = None if w is None else tuple(c[rows] for c in w)
             yield Chunk(lo, tuple(c[rows] for c in x), tuple(c[rows] for c in y), own, lasting=True)
 
+    def _runs(self) -> Sequence[tuple[int, int]]:
+        """The rows as ranges, rising."""
+        return sorted(self._ranges)
+
     def _parts(self) -> Iterator[Chunk]:
         """Copies of the rows of the sample, from where they are, or picked out of a pass."""
-        runs = getattr(self._source, "runs", lambda ranges: None)(self._ranges)
+        far = len(self._runs()) * _APART < self._source.n_rows
+        runs = getattr(self._source, "runs", lambda ranges: None)(self._runs()) if far else None
         if runs is None:
             for chunk in self._source.chunks():
                 lo, hi = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows)).tolist()
@@ -120,13 +127,9 @@ class ScatteredSource(SampleSource):
         super().__init__(source, ())
         self._rows, self._n_rows = rows, len(rows)
 
-    def _within(self, chunk: Chunk) -> Iterator[Chunk]:
-        """Copies of the rows of a chunk that are wanted."""
-        first, end = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows))
-        if first < end:
-            rows = self._rows[first:end] - chunk.start
-            w = None if chunk.w is None else tuple(c[rows] for c in chunk.w)
-            yield Chunk(chunk.start, tuple(c[rows] for c in chunk.x), tuple(c[rows] for c in chunk.y), w)
+    def _runs(self) -> Sequence[tuple[int, int]]:
+        """Single rows."""
+        return [(row, row + 1) for row in self._rows.tolist()]
 
 
 def sample(source: Source, ranges: Sequence[tuple[int, int]]) -> SampleSource:

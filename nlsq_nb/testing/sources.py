@@ -132,14 +132,15 @@ class SourceTests:
             close(found)
 
     def test_sample_has_the_rows_of_arrays(self) -> None:
-        """Runs of rows within and across chunks."""
-        ranges = [(5, 9), (BLOCK - 2, BLOCK + 2), (3 * BLOCK, 5 * BLOCK + 1), (self.n_rows - 1, self.n_rows)]
-        expected = _held(sample(RetryingSource(_arrays(self.n_rows)), ranges))
-        for rows in self.chunk_rows:
-            found = RetryingSource(self._made(rows))
-            columns = _held(sample(found, ranges))
-            assert all(np.array_equal(a, b) for a, b in zip(columns, expected, strict=True))
-            found.close()
+        """Runs of rows within and across chunks, by a pass and from where they are."""
+        near = [(5, 9), (BLOCK - 2, BLOCK + 2), (3 * BLOCK, 5 * BLOCK + 1), (self.n_rows - 1, self.n_rows)]
+        for ranges in (near, [(0, self.n_rows)], [(self.n_rows - BLOCK - 3, self.n_rows)]):
+            expected = _held(sample(_arrays(self.n_rows), ranges))
+            for rows in self.chunk_rows:
+                found = RetryingSource(self._made(rows))
+                columns = _held(sample(found, ranges))
+                assert all(np.array_equal(a, b) for a, b in zip(columns, expected, strict=True))
+                found.close()
 
     def test_fit_has_the_bits_of_arrays(self) -> None:
         """Parameters, covariance and sse of a whole fit, with its sample and its passes."""

@@ -18,7 +18,12 @@ FIGURES = {
         "kernels": ("rate", "fraction", "numpy", "tuned", "threads", "rate0", "rate1", "float32"),
         "parameters": ("ns",),
     },
-    "memory.py": {"memory": ("seconds", "passes", "extra_mb"), "growth": ("exponent",)},
+    "memory.py": {
+        "memory": ("seconds", "passes", "extra_mb"),
+        "growth": ("exponent",),
+        "streams": ("seconds", "passes", "extra_mb"),
+        "pass": ("file", "arrays", "ratio"),
+    },
     "passes.py": {"passes": ("data_passes", "sample_passes")},
     "separable.py": {"separable": ("runs", "solved", "passes")},
     "small.py": {"small": ("passes", "call", "scipy", "ratio")},

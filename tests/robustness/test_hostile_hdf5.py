@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nlsq_nb import HDF5Source, SourceError, curve_fit
-from nlsq_nb.sources import hdf5_checks
+from nlsq_nb.sources import hdf5_checks, hdf5_file
 from nlsq_nb.sources.tables import read_table
 
 N = 600
@@ -174,6 +174,16 @@ def test_other_files_are_refused(content, path):
     path.write_bytes(content)
     with pytest.raises(SourceError, match="as HDF5"):
         curve_fit("a*x", path)
+
+
+@pytest.mark.parametrize("version", ["earliest", "latest"])
+def test_a_file_with_a_user_block(path, version, monkeypatch):
+    monkeypatch.setattr(hdf5_file, "_MAP_FROM", 0)
+    with h5py.File(path, "w", userblock_size=1024, libver=version) as file:
+        file["deep/er/x"], file["y"] = X, Y
+    with path.open("r+b") as file:
+        file.write(b"a header of somebody else's".ljust(1024))
+    assert curve_fit("a*exp(-b*x) + c", HDF5Source(path, "deep/er/x", "y")).popt == pytest.approx([3.0, 1.2, 0.5])
 
 
 def test_a_file_that_was_cut_off(path):
