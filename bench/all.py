@@ -15,7 +15,10 @@ from common import PAGE, Floor, Report, environment
 
 HERE = Path(__file__).resolve().parent
 # layers.py is left out: it counts, takes minutes, and writes another page
-SCRIPTS = ("startup.py", "kernels.py", "passes.py", "fits.py", "small.py", "memory.py", "vecmath.py", "separable.py")
+SCRIPTS = (
+    "startup.py", "kernels.py", "passes.py", "fits.py", "small.py", "memory.py", "vecmath.py", "separable.py",
+    "conditioning.py",
+)
 
 
 def run(script: str, options: argparse.Namespace, folder: Path) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ FIGURES = {
     },
     "passes.py": {"passes": ("data_passes", "sample_passes")},
     "separable.py": {"separable": ("runs", "solved", "passes")},
+    "conditioning.py": {"conditioning": ("condition", "normal", "qr", "auto errors")},
+    "summation.py": {"summation": ("error", "seconds")},
     "small.py": {"small": ("passes", "call", "scipy", "ratio")},
 }
 
