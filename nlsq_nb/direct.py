@@ -27,13 +27,13 @@ from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import NAMES, PhaseHistory
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
-from nlsq_nb.opinion import is_doubtful
+from nlsq_nb.opinion import second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.finalize import Outcome
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.refine import Ending, conclude
-from nlsq_nb.phases.state import FitState, WarmupStop
+from nlsq_nb.phases.state import FitState, StopReason, WarmupStop
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.plan import newton_phase, warmup_phase
 from nlsq_nb.problem import Problem
@@ -172,6 +172,7 @@ class _DirectFit:
         self.warmup: WarmupStop | None = None
         self.found: list[float] = []
         self.marks = np.zeros((0, 2))
+        self._opinion: list[Event] = []
 
     def run(self, warms_up: bool) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
@@ -192,8 +193,11 @@ class _DirectFit:
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
         asks = warms_up or plan.options.checks.second_opinion is True
-        if asks and is_doubtful(self.problem, plan.options, end, part, summary.spread):
-            return None
+        try:
+            if asks and not self._stands(end, part):
+                return None
+        except KeyboardInterrupt:
+            end = replace(end, stop=StopReason.INTERRUPTED)
         self.stamps.append(_now())
         outcome = self._concluded(end)
         self.stamps.append(_now())
@@ -202,6 +206,17 @@ class _DirectFit:
             for event in self._events():
                 sink(event)
         return outcome
+
+    def _stands(self, end: FitState, part: Source) -> bool:
+        """Whether no second opinion, if one is asked for, leads elsewhere."""
+        source, p, weight = self.problem.source, len(end.theta), self.summary.weight
+        few = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
+        objective = DataObjective(self._engine_over(source), p, lambda _: None, weight=weight, sample=few)
+        given = (self.problem, self._plan.options, self._backend, end, objective, self.summary.spread)
+        elsewhere = second_opinion(*given, self._opinion.append)
+        self.passes += objective.passes
+        self.sample_passes += objective.sample_passes
+        return elsewhere is None
 
     def _concluded(self, end: FitState) -> Outcome:
         """Phase 3."""
@@ -332,6 +347,8 @@ class _DirectFit:
                 for event in self._events():
                     sink(event)
                     history(event)
+            for event in self._opinion if done.number == phase + 1 else ():
+                history(event)
             (started, begin), (ended, end) = self.stamps[done.number : done.number + 2]
             history.add(done, started, end - begin, ended)
         known = telemetry.to_dict()

@@ -9,6 +9,7 @@ best of them and p0 by short fits. Where one ends lower than chance allows, the 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Source
 from nlsq_nb.starts import reduced_sse, short_fit
 
-__all__ = ["is_doubtful", "second_opinion"]
+__all__ = ["second_opinion"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -100,12 +101,15 @@ def second_opinion(
     doubts = tuple(_doubts(state, linear, residuals, spread))
     if not doubts and options.checks.second_opinion == "auto":
         return None
+    begin = time.perf_counter()
     part = check_objective(problem, options, backend, objective, rows)
     # linear parameters are at their best in every comparison, however the fit itself treats them
     share = part.weight / objective.weight
     asked = replace(state, separable=np.array(linear) & state.free, signal=state.signal * share)
     native = part.resident() is not None and is_eligible(newton_phase(options, len(state.theta)), asked)
     n_starts, n_fits = (_STARTS, _FITS) if native else (_FEWER_STARTS, _FEWER_FITS)
+    if not _has_converged(state):  # without an answer more is to be gained
+        n_starts, n_fits = 2 * n_starts, 2 * n_fits
     emit(SecondOpinionAsked(doubts, n_starts, rows.n_rows))
     ground = Ground(
         columns, residuals.sum(axis=0), problem.p0, state.theta, state.lower, state.upper,
@@ -118,40 +122,9 @@ def second_opinion(
     best = _best(options, asked, here, part, starts, n_fits)
     least = _LOWER * _sse(here) if whole else _CLEARLY * _sse(best) / max(residuals.size - len(problem.p0), 1)
     lower = _sse(here) - _sse(best) > least
-    emit(SecondOpinionGiven(_sse(best) * (objective.weight / part.weight), lower, part.passes - before))
+    sse, seconds = _sse(best) * (objective.weight / part.weight), time.perf_counter() - begin
+    emit(SecondOpinionGiven(sse, lower, part.passes - before, seconds))
     return depart(state, best.theta) if lower else None
-
-
-def is_doubtful(
-    problem: Problem, options: Groups, state: FitState, rows: Source, spread: float
-) -> bool:
-    """Whether a second opinion would be asked for.
-
-    Parameters
-    ----------
-    problem : Problem
-        Model, rows and bounds.
-    options : Groups
-        Validated options.
-    state : FitState
-        The answer, measured on all data.
-    rows : Source
-        The rows that the warm-up sees.
-    spread : float
-        Σ w (y − mean)² of all data.
-
-    Returns
-    -------
-    bool
-        True also where it is asked for in any case.
-    """
-    linear = [name in problem.model.linear_params for name in problem.model.params]
-    if not _may_ask(options, state) or not any(np.greater(state.free, linear)):
-        return False
-    if options.checks.second_opinion != "auto":
-        return True
-    _, residuals = _sorted_rows(problem, rows_to_check(rows, options, len(linear)), state.theta)
-    return next(_doubts(state, linear, residuals, spread), None) is not None
 
 
 def _may_ask(options: Groups, state: FitState) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.sampling import candidates, kronecker_sample
+from nlsq_nb.core.sampling import kronecker_sample, scale_samples
 
 __all__ = ["Ground", "common_part", "rivals"]
 
@@ -15,7 +15,8 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 _LAGS = 3
 _SMOOTH = 5  # rows over which the residuals of a place are averaged
-_NEAR, _FAR = 1.5, 6.0  # largest factors between a start and what it is drawn around
+_NEAR, _FAR, _WIDE = 1.5, 6.0, 20.0  # largest factors between a start and what it is drawn around
+_MIRRORED = 0.125  # share of starts on the other side of zero
 _EVERYWHERE = 0.25  # share of the rows' chances that does not depend on their residuals
 _INSIDE = 1e-6  # least distance from a bound, as a share of the distance between bounds
 
@@ -77,7 +78,8 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     be a place: it goes to rows, the more often the larger the mean residual around a row; the
     others are within a factor of six of p0 or of the answer. (2) The same for some parameters,
     while the rest keep their answers. (3) All within a factor of 1.5 of p0, or
-    (4) of six of the answer. (5) All far around p0, as for several starts (`candidates`).
+    (4) of six of the answer. (5) All within a factor of twenty of p0, one start in eight mirrored at
+    zero, or anywhere between finite bounds.
 
     Parameters
     ----------
@@ -104,7 +106,7 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     unit, row, spare = unit[:, :-2], unit[:, -2], unit[:, -1:]
     placed = _placed(ground, unit, row, spare)
     keeps = (spare + 0.5 * np.arange(len(moves)) + 7.0 * unit) % 1.0 < 0.5
-    wide = candidates(ground.first, ground.lower, ground.upper, n - 1, "kronecker", seed=seed)[1:]
+    wide = _everywhere(ground, unit, spare)
     mixed = np.where(keeps, ground.found, placed)
     near, around = _around(ground.first, unit, _NEAR), _around(ground.found, unit, _FAR)
     kinds = (placed, mixed, near, around, wide)
@@ -145,6 +147,14 @@ def _around(middle: Floats, unit: Floats, factor: float) -> Floats:
     """Points whose entries are a middle times up to a factor, or over it; around 0 within ±1."""
     scaled = middle * factor ** (2.0 * unit - 1.0)
     return np.where(middle == 0.0, 2.0 * unit - 1.0, scaled)
+
+
+def _everywhere(ground: Ground, unit: Floats, spare: Floats) -> Floats:
+    """Points far around p0, or all over the box."""
+    points = np.where(spare < _MIRRORED, -1.0, 1.0) * _around(ground.first, unit, _WIDE)
+    if (boxed := np.isfinite(ground.upper - ground.lower)).any():
+        points[:, boxed] = scale_samples(unit[:, boxed], ground.lower[boxed], ground.upper[boxed])
+    return points
 
 
 def _inside(ground: Ground, points: Floats) -> Floats:

@@ -176,8 +176,6 @@ def kronecker_sample(n_samples: int, n_dims: int, *, seed: int = 0) -> Floats:
 SAMPLERS = {"lhs": latin_hypercube_sample, "sobol": sobol_sample, "halton": halton_sample}
 """The samplers by the names that options use."""
 
-_SEQUENCES = SAMPLERS | {"kronecker": kronecker_sample}
-
 
 def scale_samples(unit: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> Floats:
     """Points of the unit cube stretched to a box.
@@ -229,7 +227,7 @@ def candidates(
         Bounds, ±inf where there are none; equal ones fix a parameter.
     n : int
         Number of points beside p0; 0 for p0 alone.
-    sampler : {"lhs", "sobol", "halton", "kronecker"}
+    sampler : {"lhs", "sobol", "halton"}
         How the points are spread.
     center_on_p0 : bool
         Whether finite bounds are searched around p0 only.
@@ -252,7 +250,7 @@ def candidates(
     start = np.atleast_1d(np.asarray(p0, dtype=np.float64))
     low, high = (np.broadcast_to(np.asarray(b, float), start.shape) for b in (lower, upper))
     _require_start(start, low, high)
-    if sampler not in _SEQUENCES:
+    if sampler not in SAMPLERS:
         raise ConfigError(f"sampler={sampler!r}; choose one of {', '.join(SAMPLERS)}")
     if not (np.isfinite(scale_factor) and scale_factor > 0.0):
         raise ConfigError(f"scale_factor={scale_factor!r}; a finite number > 0 is needed")
@@ -266,7 +264,7 @@ def candidates(
     if n == 0 or not free.any():
         return start[None, :].copy()
     unit = np.zeros((n, len(start)))
-    unit[:, free] = _SEQUENCES[sampler](n, int(free.sum()), seed=seed)
+    unit[:, free] = SAMPLERS[sampler](n, int(free.sum()), seed=seed)
     points = np.tile(start, (n + 1, 1))
     with np.errstate(over="ignore"):  # a width or a size beyond float64
         boxed = free & np.isfinite(high - low)

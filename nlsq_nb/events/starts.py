@@ -135,11 +135,14 @@ class SecondOpinionGiven(Event):
         Whether it is clearly lower than the answer's, so that the fit goes on there.
     passes : int
         Over the rows on which they were compared.
+    seconds : float
+        That it took.
     """
 
     sse: float
     lower: bool
     passes: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

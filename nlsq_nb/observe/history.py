@@ -59,7 +59,7 @@ class PhaseHistory:
         One per second opinion that was asked for: doubts; starts and rows that were compared,
         passes over these rows; sse, the lowest that a short fit found, an estimate where the rows
         are a sample; lower, whether that is clearly lower than the answer's, so that the fit went
-        on there; before and after, the sse of all data then; seconds until the answer was given.
+        on there; before and after, the sse of all data then; seconds that it took.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class PhaseHistory:
         self.started: float | None = None
         self.multistart: dict[str, Any] | None = None
         self.opinions: list[dict[str, Any]] = []
-        self._begin = self._first = self._asked = time.perf_counter()
+        self._begin = self._first = time.perf_counter()
         self._noted: dict[str, Any] = {}
 
     def __call__(self, event: Event) -> None:
@@ -90,12 +90,11 @@ class PhaseHistory:
     def _note_opinion(self, event: Event) -> None:
         """Keep what a second opinion said, and what became of it."""
         if isinstance(event, SecondOpinionAsked):
-            self._asked = time.perf_counter()
             asked = {"doubts": event.doubts, "starts": event.starts, "rows": event.n_rows}
             self.opinions.append(asked)
         elif isinstance(event, SecondOpinionGiven):
             found = {"passes": event.passes, "sse": event.sse, "lower": event.lower}
-            self.opinions[-1] |= {**found, "seconds": time.perf_counter() - self._asked}
+            self.opinions[-1] |= {**found, "seconds": event.seconds}
         elif isinstance(event, SecondOpinionFollowed):
             self.opinions[-1] |= {"before": event.before, "after": event.sse}
 
