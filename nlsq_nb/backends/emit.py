@@ -19,7 +19,7 @@ from numba.core.codegen import JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from nlsq_nb.backends.objects import SYMBOL, Code, host_features
+from nlsq_nb.backends.objects import CODE_MODEL, SYMBOL, Code, host_features
 from nlsq_nb.errors import BackendUnavailable
 
 __all__ = ["emit", "wide_vectors"]
@@ -150,7 +150,7 @@ def _target_machine() -> Any:
         features=features,
         opt=3,
         reloc="pic",
-        codemodel="default",
+        codemodel=CODE_MODEL,
     )
 
 

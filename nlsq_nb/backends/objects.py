@@ -33,7 +33,10 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from nlsq_nb.codegen.module import load
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["SYMBOL", "Code", "Entry", "cache_folder", "host_features", "load_code", "make_entry"]
+__all__ = ["CODE_MODEL", "SYMBOL", "Code", "Entry", "cache_folder", "host_features", "load_code", "make_entry"]
+
+CODE_MODEL = "large"
+"""Code, constants and tables of one object may come to lie anywhere: large mappings leave gaps apart."""
 
 SYMBOL = "nlsq_nb_entry"
 """Name of the function of a compiled entry point."""
@@ -248,7 +251,7 @@ def _surroundings() -> bytes:
     """Everything beside the text that decides the code."""
     settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     processor = [llvm.get_process_triple(), llvm.get_host_cpu_name()]
-    parts = [llvmlite.__version__, *map(str, llvm.llvm_version_info), *processor, host_features()]
+    parts = [llvmlite.__version__, *map(str, llvm.llvm_version_info), *processor, host_features(), CODE_MODEL]
     return json.dumps([_numba_version(), settings, parts]).encode()
 
 

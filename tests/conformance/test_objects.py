@@ -232,3 +232,26 @@ print(json.dumps([entry.cached, failed, state.tolist()]))
             [sys.executable, "-c", code], env=variables, check=True, capture_output=True, text=True, timeout=120
         )
         assert json.loads(done.stdout) == [cached, 0, [2.0, 6.0, 24.0]]
+
+
+FAR = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+assert libc.mmap(None, 1 << 36, 0, 0x4022, -1, 0) != ctypes.c_void_p(-1).value  # private, without memory behind it
+from nlsq_nb import curve_fit
+import numpy as np
+x = np.linspace(0.0, 4.0, 500)
+print(curve_fit("a*exp(-b*x) + c", x, 3.0 * np.exp(-x) + 1.0, p0=[1.0, 1.0, 0.0]).popt.round(6).tolist())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps as Linux does")
+def test_a_large_mapping_may_lie_between_the_parts_of_a_kernel(tmp_path):
+    """With offsets of 32 bits between them LLVM aborts the process."""
+    env = {**os.environ, "NLSQ_NB_CACHE": str(tmp_path)}
+    for _ in range(3):  # compiled, then from the cache
+        run = subprocess.run([sys.executable, "-c", FAR], env=env, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-500:]
+        assert run.stdout.strip() == "[3.0, 1.0, 1.0]"

@@ -12,7 +12,7 @@ from importlib import import_module
 import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from llvmlite import ir
 
-from nlsq_nb.backends.objects import Code
+from nlsq_nb.backends.objects import CODE_MODEL, Code
 from nlsq_nb.backends.small.translate import translate
 
 __all__ = ["build", "compile_ir"]
@@ -63,7 +63,7 @@ def compile_ir(module: ir.Module) -> bytes:
         features=llvm.get_host_cpu_features().flatten(),
         opt=1,
         reloc="pic",
-        codemodel="default",
+        codemodel=CODE_MODEL,
     )
     code = llvm.parse_assembly(str(module))
     code.verify()
