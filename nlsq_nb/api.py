@@ -44,6 +44,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     f_scale: float = 1.0,
     nan_policy: str | None = None,
     backend: str = "auto",
+    engine: Any = None,
     callback: Callable[..., Any] | None = None,
     verbose: int | None = None,
     full_output: bool = False,
@@ -64,6 +65,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         what holds both: (x, y) or (x, y, sigma), the path of an HDF5 file or an `HDF5Source`, an
         iterator of batches (x, y[, sigma]), or a function that returns a fresh one at every call.
         Arrays on a GPU (CuPy, DLPack, `__cuda_array_interface__`) stay there.
+        x, y and sigma may be Dask arrays.
     ydata : array_like, optional
         Observations, (n,), or (m, n) for a model of m outputs.
     p0 : array_like or mapping, optional
@@ -99,6 +101,9 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         What to do with rows that are not finite; None follows check_finite.
     backend : {"auto", "cpu", "cuda", "reference"}
         Where the sums are computed; auto follows the data, and `result.backend` says what ran.
+    engine : {None, "local", "dask"}, distributed.Client, or Cluster
+        Where passes over the data run: on a Dask cluster for Dask arrays and for HDF5 files that all workers can
+        open. None takes the active client for Dask arrays, if there is one, and this process for all else.
     callback : callable, optional
         `callback(params, loss, iteration)`; returning True or raising `StopFit` ends the fit.
     verbose : {0, 1, 2}, optional
@@ -147,10 +152,10 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     _check_flags(absolute_sigma=absolute_sigma, check_finite=check_finite, full_output=full_output)
     _check_options(method, nan_policy)
     weights = GroupWeights(options.weights.values) if options.weights.weighted else None
-    given = {"x": xdata, "y": ydata, "sigma": sigma} if ydata is not None else read_data(xdata, sigma)
+    given = read_data(xdata if ydata is None else (xdata, ydata), sigma)
     if full_output and ("source" in given or is_on_device(xdata, ydata)):
         raise UnsupportedOption("full_output=True needs the data in memory; use the result's residual_chunks()")
-    given |= {"loss": loss, "f_scale": f_scale}
+    given |= {"loss": loss, "f_scale": f_scale, "engine": engine}
     call = FitCall(f, p0=p0, bounds=bounds, absolute_sigma=absolute_sigma, **given)
     omit = nan_policy == "omit"
     where = _backend_for(backend, options, call)

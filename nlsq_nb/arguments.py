@@ -17,6 +17,7 @@ from nlsq_nb.errors import ConfigError, DataError, SourceError, UnsupportedOptio
 from nlsq_nb.models.base import ModelBase
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.sources import as_source
+from nlsq_nb.sources.dask_arrays import DaskArrays, is_dask
 
 __all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_loss", "read_start", "rows_of", "values_in"]
 
@@ -61,6 +62,8 @@ class FitCall:
         None follows the configuration.
     loss, f_scale : Any
         As given.
+    engine : Any
+        Where passes run; see `cluster_of`.
     """
 
     func: Any = None
@@ -75,6 +78,7 @@ class FitCall:
     verbose: int | None = None
     loss: Any = "linear"
     f_scale: Any = 1.0
+    engine: Any = None
 
 
 _FREE = (-np.inf, np.inf)
@@ -121,6 +125,8 @@ def read_call(args: tuple[Any, ...], named: dict[str, Any]) -> FitCall:
         if "x" in found or "y" in found:
             raise TypeError("fit takes either data_source or x_data and y_data, not both")
         found |= read_data(found.pop("data"), found.get("sigma"))
+    elif found.get("x") is not None and found.get("y") is not None:
+        found |= read_data((found["x"], found["y"]), found.get("sigma"))
     for key, name in (("func", "model"), ("x", "x_data"), ("y", "y_data")):
         if found.get(key) is None and not (key != "func" and found.get("source") is not None):
             raise TypeError(f"fit needs {name}: give fit((x, y), model, p0) or fit(model, x, y, p0)")
@@ -162,7 +168,10 @@ def read_data(data: Any, sigma: Any) -> dict[str, Any]:
         return {"source": source}
     if len(data) == 3 and sigma is not None:
         raise TypeError("sigma is given twice: in the data source and as an argument")
-    return {"x": data[0], "y": data[1], "sigma": data[2] if len(data) == 3 else sigma}
+    x, y, sigma = data[0], data[1], data[2] if len(data) == 3 else sigma
+    if any(map(is_dask, (x, y, sigma))):
+        return {"source": DaskArrays(x, y, sigma), "x": None, "y": None, "sigma": None}
+    return {"x": x, "y": y, "sigma": sigma}
 
 
 def read_loss(loss: Any, f_scale: Any) -> Loss:

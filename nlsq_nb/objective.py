@@ -14,7 +14,6 @@ from nlsq_nb.core.penalties import GroupVariance
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.core.tsqr import Triangle
 from nlsq_nb.protocols import Engine, Source
-from nlsq_nb.sources.weights import total_weight
 
 __all__ = ["DataObjective", "SourcedEngine"]
 
@@ -98,7 +97,7 @@ class DataObjective:
         """Σ w over the residuals; see `Objective.weight`."""
         known, revision = self._weight, self.revision
         if known is None or known[0] != revision:
-            known = self._weight = (revision, total_weight(self._engine.source))
+            known = self._weight = (revision, self._engine.weight())
         return known[1]
 
     @property

@@ -19,7 +19,7 @@ from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.penalties import GroupVariance, largest_strength
 from nlsq_nb.core.sampling import stratified_rows
 from nlsq_nb.drawn import sample_of, sample_size
-from nlsq_nb.engines.local import LocalEngine
+from nlsq_nb.engines.spread import engine_over
 from nlsq_nb.engines.whitened import WhitenedEngine
 from nlsq_nb.errors import ConfigError
 from nlsq_nb.events import PassProgress
@@ -320,10 +320,6 @@ def _engine_of(problem: Problem, rows: Source, backend: Backend, emit: Observer)
     program = problem.model.program
     if problem.whitening is not None:
         return WhitenedEngine(program, rows, problem.whitening)
-    kernel = backend.compile(program, problem.source.dtype)
-    return LocalEngine(
-        backend,
-        kernel,
-        rows,
-        on_progress=lambda done, total, seconds: emit(PassProgress(done, total, seconds)),
+    return engine_over(
+        backend, program, rows, lambda done, total, seconds: emit(PassProgress(done, total, seconds))
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,16 @@ from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import is_on_device, is_table
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.whitening import Whitening
+from nlsq_nb.engines.dask import cluster_of
+from nlsq_nb.engines.local import RESIDENT_ROWS
+from nlsq_nb.engines.spread import Cluster, spread
 from nlsq_nb.errors import ModelError, UnsupportedOption
 from nlsq_nb.models.inputs import as_model
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Source
 from nlsq_nb.sources.arrays import ArraySource
+from nlsq_nb.sources.dask_arrays import DaskArrays
 from nlsq_nb.sources.device import DeviceSource
 from nlsq_nb.sources.rows import Reading
 from nlsq_nb.sources.weights import GroupWeights, checked_sigma, weights_from_sigma
@@ -97,6 +101,9 @@ def read_problem(
     DataError
         For data, sigma, p0 or bounds that cannot be used.
     """
+    cluster = cluster_of(call.engine, call.source)
+    if isinstance(call.source, DaskArrays):
+        call = replace(call, source=replace(call.source, client=getattr(cluster, "client", None)))
     n_start = values_in(call.p0)
     there = call.source is None and is_on_device(call.x, call.y)
     if there and (omit or group_weights is not None):
@@ -123,7 +130,7 @@ def read_problem(
     if there:
         source = _device_source(call, model, options)
     else:
-        source = _source(call, options, model, omit, group_weights, whole)  # last: it may read all rows
+        source = _source(call, options, model, omit, group_weights, whole, cluster)  # last: it may read all rows
     whitening = getattr(source, "whitening", None)
     return Problem(model, source, start, (low, high), call.absolute_sigma, loss, whitening)
 
@@ -142,19 +149,24 @@ def _source(
     omit: bool,
     group_weights: GroupWeights | None,
     whole: bool,
+    cluster: Cluster | None,
 ) -> Source:
     o, faults = options.data, options.faults
     loop = "scan" if whole and call.source is None and o.loop == "auto" else o.loop
     common: dict[str, Any] = {"precision": o.precision, "chunk_rows": o.chunk_rows, "resident": loop, "omit": omit}
     common |= {"n_outputs": model.n_outputs, "group_weights": group_weights}
+    if isinstance(call.source, DaskArrays) and call.source.n_rows <= RESIDENT_ROWS:  # less than a message takes
+        x, y, sigma = call.source.gathered()
+        return ArraySource(x, y, sigma, variables=model.x, **common)
+    if call.source is None and cluster is not None:
+        raise UnsupportedOption("x and y are in this process: engine= takes Dask arrays and HDF5 files")
     if call.source is None:
         return ArraySource(call.x, call.y, call.sigma, variables=model.x, **common)
-    if not hasattr(call.source, "open"):
-        source: Source = call.source
-        return source
-    retries = faults.retries if faults.tolerant else 0
-    opened: Source = call.source.open(Reading(model.x, retries=retries, **common))
-    return opened
+    reading = Reading(model.x, retries=faults.retries if faults.tolerant else 0, **common)
+    if cluster is not None:
+        return spread(call.source, reading, cluster)
+    source: Source = call.source.open(reading) if hasattr(call.source, "open") else call.source
+    return source
 
 
 def _device_source(call: FitCall, model: Model, options: Groups) -> Source:

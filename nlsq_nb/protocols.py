@@ -114,6 +114,9 @@ class Engine(Protocol):
     def triangle(self, theta: Floats, extra: Floats | None = None) -> Triangle:
         """R of √W [J | r] over all rows and, where given, further rows of [J | r]."""
 
+    def weight(self) -> float:
+        """Σ w over the residuals."""
+
     def resident(self) -> Resident | None:
         """All rows for native code, where they are few enough for one thread."""
 

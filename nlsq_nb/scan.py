@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
 from nlsq_nb.core.chunk import Chunk, on_host
+from nlsq_nb.core.columns import require_finite_column
 from nlsq_nb.core.layout import BLOCK
-from nlsq_nb.core.sums import Accumulator
+from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.core.whitening import Whitening
+from nlsq_nb.engines.spread import SpreadEngine, engine_over, spread_rows
 from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Backend, Source
+from nlsq_nb.sources.sample import sample
 
 __all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "whitened"]
 
@@ -82,6 +85,8 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
         Names the column and the first row with a non-finite value.
     """
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
+    if spread_rows(source) is not None:
+        return _summarize_there(source, labels if check else [], backend)
     few, n_rows, outputs, c = False, 0, 1, 0.0
     parts, into, kernel = list[tuple[float, float, float]](), Accumulator(1, 2), None
     with np.errstate(all="ignore"):
@@ -96,19 +101,39 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
             if check:
                 for label, column in zip(labels, chunk.x, strict=True):
                     if chunk.is_on_host or not _is_finite_there(column, source, backend):
-                        _require_finite_column(label, on_host(column), chunk.start)
+                        require_finite_column(label, on_host(column), chunk.start)
             if few:
                 parts += _moments(chunk, c)
             else:
                 backend.reduce(kernel, backend.put(chunk, source.dtype), np.array([c]), 2, into)
-        sse, apart, weight = _added(parts) if few else _result(into)
-        signal = sse + 2.0 * c * apart + c * c * weight
-        if check and not math.isfinite(signal):
-            _require_finite_outputs(source)
-        if signal < sys.float_info.min and any(on_host(y).any() for part in source.chunks() for y in part.y):
-            raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
-        spread = max(sse - apart * (apart / weight), 0.0)
-    return DataSummary(n_rows, n_rows * outputs, signal, spread, weight)
+        found = _added(parts) if few else _moments_of(into.result())
+        return _summary(source, (n_rows, outputs), c, found, check)
+
+
+def _summarize_there(source: Source, labels: Sequence[str], backend: Backend) -> DataSummary:
+    """The same of rows on a cluster, which stay there."""
+    row = next(iter(sample(source, [(0, 1)]).chunks()))
+    first, outputs = float(row.y[0][0]), len(row.y)
+    c = first if math.isfinite(first) else 0.0
+    engine = engine_over(backend, _constant(len(row.x), outputs), source)
+    assert isinstance(engine, SpreadEngine)
+    sums = engine.run(np.array([c]), 2, labels)
+    with np.errstate(all="ignore"):
+        return _summary(source, (sums.n_rows, outputs), c, _moments_of(sums), bool(labels))
+
+
+def _summary(
+    source: Source, shape: tuple[int, int], c: float, moments: tuple[float, float, float], check: bool
+) -> DataSummary:
+    """What the sums of the model f = c tell of y."""
+    sse, apart, weight = moments
+    signal = sse + 2.0 * c * apart + c * c * weight
+    if check and not math.isfinite(signal):
+        _require_finite_outputs(source)
+    if signal < sys.float_info.min and any(on_host(y).any() for part in source.chunks() for y in part.y):
+        raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
+    spread = max(sse - apart * (apart / weight), 0.0)
+    return DataSummary(shape[0], shape[0] * shape[1], signal, spread, weight)
 
 
 def whitened(summary: DataSummary, source: Source, whitening: Whitening) -> DataSummary:
@@ -172,8 +197,7 @@ def _fsum(values: tuple[float, ...]) -> float:
         return sum(values)
 
 
-def _result(into: Accumulator) -> tuple[float, float, float]:
-    sums = into.result()
+def _moments_of(sums: NormalSums) -> tuple[float, float, float]:
     return sums.sse, float(sums.jtr[0]), float(sums.jtj[0, 0])
 
 
@@ -187,20 +211,8 @@ def _require_finite_outputs(source: Source) -> None:
     """Say why Σ w y² is not finite."""
     for chunk in source.chunks():
         for y in chunk.y:
-            _require_finite_column("ydata", on_host(y), chunk.start)
+            require_finite_column("ydata", on_host(y), chunk.start)
     raise DataError("the sum of squares of ydata (over sigma) overflows float64; rescale them")
-
-
-def _require_finite_column(label: str, column: NDArray[Any], start: int) -> None:
-    if math.isfinite(np.add.reduce(column)):  # one non-finite value would show in the sum
-        return
-    bad = np.flatnonzero(~np.isfinite(column))
-    if len(bad):
-        row = int(bad[0])
-        raise DataError(
-            f"{label} contains a non-finite value, {column[row]} at row {start + row}; remove such "
-            "rows or pass nan_policy='omit'"
-        )
 
 
 def curvature_at(program: AnyProgram, source: Source, theta: Floats) -> Floats:

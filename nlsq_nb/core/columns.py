@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "is_on_device",
     "is_table",
     "numeric",
+    "require_finite_column",
     "split_columns",
     "split_grouped",
     "split_outputs",
@@ -307,3 +309,31 @@ def in_blocks(column: NDArray[Any]) -> Iterator[NDArray[Any]]:
             yield part[:whole].reshape(-1, BLOCK)
         if whole < len(part):
             yield part[whole:].reshape(1, -1)
+
+
+def require_finite_column(label: str, column: NDArray[Any], start: int) -> None:
+    """Refuse values that are not finite.
+
+    Parameters
+    ----------
+    label : str
+        What to call the column.
+    column : ndarray
+        Some rows of it.
+    start : int
+        Number of the first of them.
+
+    Raises
+    ------
+    DataError
+        Names the first such value and its row.
+    """
+    if math.isfinite(np.add.reduce(column)):  # one non-finite value would show in the sum
+        return
+    bad = np.flatnonzero(~np.isfinite(column))
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"{label} contains a non-finite value, {column[row]} at row {start + row}; remove such "
+            "rows or pass nan_policy='omit'"
+        )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.layout import SEGMENT, sums_size
 
-__all__ = ["Accumulator", "Deferred", "NormalSums", "add_compensated", "add_segments", "square"]
+__all__ = ["Accumulator", "Deferred", "NormalSums", "SegmentStates", "add_compensated", "add_segments", "square"]
 
 Floats = NDArray[np.float64]
 _FEW = 64  # numbers up to which Python is faster than NumPy
@@ -304,3 +304,31 @@ class Accumulator:
         if len(states):
             self._total = add_segments(*self._total, states)
         return self._total
+
+
+class SegmentStates(Accumulator):
+    """Collects rows that begin with a segment, and keeps their segments apart.
+
+    Another accumulator takes them by `add`, which gives the bits of one that has seen the rows themselves.
+    """
+
+    def __init__(self, n_params: int, order: int) -> None:
+        super().__init__(n_params, order)
+        self._states: list[Floats] = []
+
+    def states(self) -> Floats:
+        """High and low sums of every segment in turn.
+
+        Returns
+        -------
+        ndarray, shape (2 count, size)
+            The last segment may not be complete; what a device has summed is one.
+        """
+        if self.deferred is not None:
+            return np.stack(self.deferred.collect())
+        parts = self._states if self.position % SEGMENT == 0 else [*self._states, self.open]
+        return np.concatenate(parts)
+
+    def _close(self, states: Floats) -> tuple[Floats, Floats]:
+        self._states.append(states)
+        return states[0], states[1]

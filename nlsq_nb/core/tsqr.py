@@ -162,12 +162,20 @@ class TriangleAccumulator:
         p.
     rounding : float
         Relative rounding error of J's elements.
+    first : int
+        Number of the first block; those before it are for others.
+
+    Attributes
+    ----------
+    merged : list of (int, ndarray)
+        What has been taken: log₂ of the number of blocks and their triangle, in row order.
     """
 
-    def __init__(self, n_params: int, rounding: float = EPS) -> None:
+    def __init__(self, n_params: int, rounding: float = EPS, first: int = 0) -> None:
         self._width = n_params + 1
         self._rounding = rounding
-        self._merged: list[tuple[int, Floats]] = []  # (log₂ of blocks, triangle), longest first
+        self._next = first
+        self.merged: list[tuple[int, Floats]] = []
 
     def add(self, triangles: Iterable[Floats]) -> None:
         """Take the next blocks.
@@ -177,11 +185,23 @@ class TriangleAccumulator:
         triangles : iterable of ndarray, each (p + 1, p + 1)
             R of √W [J | r] of each block.
         """
-        for triangle in triangles:
-            level, merged = 0, triangle
-            while self._merged and self._merged[-1][0] == level:
-                level, merged = level + 1, triangle_of(np.concatenate([self._merged.pop()[1], merged]))
-            self._merged.append((level, merged))
+        self.join((0, triangle) for triangle in triangles)
+
+    def join(self, parts: Iterable[tuple[int, Floats]]) -> None:
+        """Take what others have merged of the next blocks.
+
+        Parameters
+        ----------
+        parts : iterable of (int, ndarray)
+            Their `merged`.
+        """
+        for level, part in parts:
+            self._next += 1 << level
+            at, merged = level, part
+            # pairs lie on the grid of all blocks, wherever this accumulator begins
+            while self.merged and self.merged[-1][0] == at and self._next % (2 << at) == 0:
+                at, merged = at + 1, triangle_of(np.concatenate([self.merged.pop()[1], merged]))
+            self.merged.append((at, merged))
 
     def result(self, extra: Floats | None = None) -> Triangle:
         """The triangle of everything taken.
@@ -197,7 +217,7 @@ class TriangleAccumulator:
             Of all rows.
         """
         total = np.zeros((0, self._width)) if extra is None else extra
-        for _, merged in self._merged:
+        for _, merged in self.merged:
             total = triangle_of(np.concatenate([total, merged]))
-        total = triangle_of(total) if not self._merged else total
+        total = triangle_of(total) if not self.merged else total
         return Triangle(total[:-1, :-1], total[:-1, -1], abs(float(total[-1, -1])), self._rounding)

@@ -16,6 +16,7 @@ from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
 from nlsq_nb.protocols import Backend, Kernel, Source
 from nlsq_nb.sources.sample import sample
+from nlsq_nb.sources.weights import total_weight
 
 __all__ = ["RESIDENT_ROWS", "LocalEngine"]
 
@@ -81,6 +82,10 @@ class LocalEngine:
         for chunk in self._chunks():
             self._backend.triangularize(self._kernel, chunk, theta, into)
         return into.result(extra)
+
+    def weight(self) -> float:
+        """Σ w over the residuals; see `total_weight`."""
+        return total_weight(self.source)
 
     def resident(self) -> Resident | None:
         """All rows in one chunk for native code, if they are few; see `Engine.resident`."""

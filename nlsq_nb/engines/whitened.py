@@ -14,6 +14,7 @@ from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator, triangle_of
 from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Source
+from nlsq_nb.sources.weights import total_weight
 
 __all__ = ["WhitenedEngine"]
 
@@ -80,6 +81,10 @@ class WhitenedEngine:
         into = TriangleAccumulator(self._program.n_params, rounding)
         into.add([triangle_of(self._rows(theta, derivatives=True))])
         return into.result(extra)
+
+    def weight(self) -> float:
+        """Σ w over the residuals; see `total_weight`."""
+        return total_weight(self.source)
 
     def resident(self) -> Resident | None:
         """Never: native code sums row by row; see `Engine.resident`."""

@@ -120,6 +120,11 @@ class StoredRows:
         store.check()
         return tuple(blocks[f] if k is None else blocks[f][:, k] for f, k in self.columns)
 
+    def verify(self) -> None:
+        """Raise a SourceError when the rows are not what they were; see `Rows.verify`."""
+        self.store.open()
+        self.store.check()
+
     def thread(self) -> ThreadPoolExecutor:
         """The one that reads ahead, for all passes."""
         with self._lock:
@@ -161,6 +166,11 @@ class AheadReader:
         self._side = 0
         self._ahead: tuple[int, Future[Chunk]] | None = None
         self._shown: tuple[int, int] | None = None
+        self._end = rows.n_rows
+
+    def limit(self, stop: int) -> None:
+        """Read nothing ahead from chunk `stop` on."""
+        self._end = min(stop * self._step, self._all.n_rows)
 
     def rows(self, k: int) -> tuple[int, int]:
         """First row of chunk k and one past its last."""
@@ -176,7 +186,7 @@ class AheadReader:
             _settle(ahead)
             chunk = self._fill(*self.rows(k), in_place=self._in_place)
         self._shown = self.rows(k)
-        if self._shown[1] < self._all.n_rows:
+        if self._shown[1] < self._end:
             fill = partial(self._fill, in_place=self._in_place)
             future = self._all.thread().submit(fill, *self.rows(k + 1))
             self._ahead = (k + 1, future)

@@ -221,6 +221,9 @@ class IteratedRows:
         """See `Rows.close`; an iterator ends with its pass."""
         self._end()
 
+    def verify(self) -> None:
+        """See `Rows.verify`; they are compared as they are read."""
+
     def check(self, k: int, columns: Arrays) -> None:
         """Compare a chunk with that of the first pass.
 

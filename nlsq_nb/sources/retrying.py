@@ -94,8 +94,15 @@ class RetryingSource:
         """Rises when weights change, and when a chunk is left out."""
         return self.inner.revision + len(self.left_out)
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, first: int = 0, stop: int | None = None) -> Iterator[Chunk]:
         """All rows that can be read, in order; see `Source.chunks`.
+
+        Parameters
+        ----------
+        first : int
+            Chunk to begin with, of a source whose chunks can be read again.
+        stop : int, optional
+            Chunk before which to end.
 
         Raises
         ------
@@ -107,8 +114,10 @@ class RetryingSource:
             return
         reader = self._reader()
         skipped = {k for k, _ in self.left_out} if self.left_out else ()
+        if stop is not None and hasattr(reader, "limit"):
+            reader.limit(stop)
         try:
-            for k in range(self.n_chunks):
+            for k in range(first, self.n_chunks if stop is None else stop):
                 if k not in skipped:
                     chunk = self._attempt(reader, k, partial(reader.read, k))
                     if chunk is not None:
@@ -132,6 +141,9 @@ class RetryingSource:
             Each part of a range that lies in one chunk and can be read, valid until the next; None where
             a source is read from its beginning.
         """
+        gathered = getattr(self.inner, "runs", None)
+        if gathered is not None:  # of rows that are far away
+            return gathered(ranges)  # type: ignore[no-any-return]
         reader = None if self._reader is None else self._reader()
         read_rows = getattr(reader, "read_rows", None)
         if reader is None or read_rows is None:

@@ -32,6 +32,9 @@ class Rows(Protocol):
     def reader(self, form: RowFormat, step: int, groups: Floats | None) -> Reader:
         """Begin a pass."""
 
+    def verify(self) -> None:
+        """Raise a SourceError when they are known not to be what they were."""
+
     def close(self) -> None:
         """Let go of files, threads and buffers."""
 
@@ -77,6 +80,16 @@ class StreamSource:
         return -(-self.n_rows // self._step)
 
     @property
+    def step(self) -> int:
+        """Rows per chunk."""
+        return self._step
+
+    @property
+    def group_values(self) -> Floats | None:
+        """The weights of the groups at this moment."""
+        return None if self._group_weights is None else self._group_weights.values
+
+    @property
     def n_omitted(self) -> int:
         """Rows that were left out since a value is not finite."""
         return self._rows.n_omitted
@@ -99,8 +112,7 @@ class StreamSource:
         SourceError
             When what holds the rows cannot be opened, or is not what it was.
         """
-        shared = self._group_weights
-        return self._rows.reader(self._form, self._step, None if shared is None else shared.values)
+        return self._rows.reader(self._form, self._step, self.group_values)
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order; a chunk is valid until the next one is read."""
@@ -110,6 +122,10 @@ class StreamSource:
                 yield reader.read(k)
         finally:
             close(reader)
+
+    def verify(self) -> None:
+        """Raise a SourceError when the rows are known not to be what they were."""
+        self._rows.verify()
 
     def close(self) -> None:
         """Let go of files, threads and buffers; where the rows still are, a later pass opens them anew."""

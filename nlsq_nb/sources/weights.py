@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nlsq_nb.core.chunk import on_host
+from nlsq_nb.core.chunk import Chunk, on_host
 from nlsq_nb.core.columns import in_blocks, numeric
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.whitening import is_covariance
 from nlsq_nb.errors import DataError, UnsupportedOption
 from nlsq_nb.protocols import Source
 
-__all__ = ["GroupIndex", "GroupWeights", "checked_sigma", "total_weight", "weights_from_sigma"]
+__all__ = ["GroupIndex", "GroupWeights", "checked_sigma", "total_weight", "weight_parts", "weights_from_sigma"]
 
 Floats = NDArray[np.float64]
 _SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
@@ -101,14 +101,28 @@ def total_weight(source: Source) -> float:
     """
     total = 0.0
     for chunk in source.chunks():
-        if chunk.w is None:
-            total += chunk.n_rows * len(chunk.y)
-            continue
-        for column in chunk.w:
-            for w in in_blocks(on_host(column)):
-                for part in w.sum(axis=1, dtype=np.float64).tolist():
-                    total += part
+        for part in weight_parts(chunk):
+            total += part
     return total
+
+
+def weight_parts(chunk: Chunk) -> list[float]:
+    """What `total_weight` adds up for a chunk, one term after the other.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        Some rows.
+
+    Returns
+    -------
+    list of float
+        One number per block and output; one in all without weights.
+    """
+    if chunk.w is None:
+        return [float(chunk.n_rows * len(chunk.y))]
+    blocks = (w for column in chunk.w for w in in_blocks(on_host(column)))
+    return [part for w in blocks for part in w.sum(axis=1, dtype=np.float64).tolist()]
 
 
 class GroupWeights:

@@ -1,0 +1,248 @@
+"""What a worker of a cluster does in one pass: its part of the rows, reduced with the bits of a pass on one machine.
+
+Nothing here knows Dask: MPI, or anything else that calls a function elsewhere, may do the same.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.backends import get_backend
+from nlsq_nb.codegen.ir import AnyProgram
+from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.columns import require_finite_column
+from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.losses import Loss
+from nlsq_nb.core.sums import SegmentStates
+from nlsq_nb.core.tsqr import TriangleAccumulator
+from nlsq_nb.errors import SourceError
+from nlsq_nb.protocols import Backend, Kernel
+from nlsq_nb.sources.ahead import Column, StoredRows
+from nlsq_nb.sources.dask_arrays import Piece, PiecesStore
+from nlsq_nb.sources.hdf5 import HDF5Source
+from nlsq_nb.sources.retrying import RetryingSource
+from nlsq_nb.sources.rows import Reading, RowFormat
+from nlsq_nb.sources.stream import StreamSource
+from nlsq_nb.sources.weights import GroupWeights, weight_parts
+
+__all__ = ["BlockRows", "FileRows", "Job", "PartRows", "Span", "reduce_part"]
+
+Floats = NDArray[np.float64]
+Span = tuple[int, int]
+"""First chunk of consecutive ones, and one past the last."""
+
+_KNOWN = 64  # programs that a process remembers
+_PROGRAMS: OrderedDict[str, AnyProgram] = OrderedDict()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked of every part in a pass.
+
+    Attributes
+    ----------
+    what : {"sums", "product", "triangle", "weight"}
+        Which result.
+    backend : str
+        Name of the backend.
+    token : str
+        Stands for the program: who has seen it takes the kernel that was made of it.
+    program : AnyProgram
+        The model as instructions; its kernel is compiled where it runs, or read from the cache there.
+    dtype : str
+        Storage dtype.
+    loss : Loss
+        What weighs the residuals.
+    theta : ndarray, shape (p,)
+        Where.
+    order : int
+        Of "sums".
+    v : ndarray or None
+        Vector of a "product".
+    labels : tuple of str
+        Names of the columns of x that are checked to be finite; none are without them.
+    groups : ndarray or None
+        Weights of the groups.
+    retries : int
+        How often a chunk is read again.
+    """
+
+    what: str
+    backend: str
+    token: str
+    program: AnyProgram
+    dtype: str
+    loss: Loss
+    theta: Floats = field(default_factory=lambda: np.zeros(0))
+    order: int = 2
+    v: Floats | None = None
+    labels: tuple[str, ...] = ()
+    groups: Floats | None = None
+    retries: int = 0
+
+
+class PartRows(Protocol):
+    """How a worker gets at its rows."""
+
+    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]]) -> StreamSource:
+        """The rows, of which at least those of the part can be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRows:
+    """Rows of a file that every worker can open.
+
+    Attributes
+    ----------
+    file : HDF5Source
+        The file.
+    reading : Reading
+        What the fit asks for, without group weights.
+    grouped : bool
+        Whether there are some.
+    n_rows : int
+        Rows that it has where the fit was begun.
+    """
+
+    file: HDF5Source
+    reading: Reading
+    grouped: bool
+    n_rows: int
+
+    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]]) -> StreamSource:  # noqa: ARG002 - protocol
+        """Open the file anew; see `PartRows.open`."""
+        weights = GroupWeights(groups) if self.grouped else None
+        found = self.file.open(replace(self.reading, group_weights=weights))
+        if found.n_rows != self.n_rows:
+            found.close()
+            raise SourceError(f"{self.file.path} has {found.n_rows} rows there and {self.n_rows} here")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRows:
+    """Rows in blocks that come with the task.
+
+    Attributes
+    ----------
+    form : RowFormat
+        What the columns are.
+    columns : tuple of (int, int or None)
+        In which field each is, and which column of that.
+    row_axes : tuple of int
+        Which axis of each field counts rows.
+    n_rows, step : int
+        Rows of all blocks, and of a chunk.
+    """
+
+    form: RowFormat
+    columns: tuple[Column, ...]
+    row_axes: tuple[int, ...]
+    n_rows: int
+    step: int
+
+    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]]) -> StreamSource:
+        """The blocks as they are; see `PartRows.open`."""
+        weights = None if groups is None else GroupWeights(groups)
+        rows = StoredRows(PiecesStore(self.n_rows, pieces, self.row_axes), self.columns)
+        return StreamSource(rows, self.form, self.step, Reading((), group_weights=weights))
+
+
+def reduce_part(
+    job: Job, rows: PartRows, spans: Sequence[Span], n_threads: int, pieces: Sequence[list[Piece]] = ()
+) -> list[Any]:
+    """Reduce some rows.
+
+    Parameters
+    ----------
+    job : Job
+        What is asked for.
+    rows : PartRows
+        How to get at the rows.
+    spans : sequence of (int, int)
+        Chunks of the part; each begins with a segment.
+    n_threads : int
+        Threads of the backend.
+    pieces : sequence of list of (int, ndarray)
+        Blocks, for `BlockRows`.
+
+    Returns
+    -------
+    list
+        One result for each span: states of segments and the number of rows, vectors per chunk,
+        merged triangles, or terms of the weight.
+
+    Raises
+    ------
+    SourceError
+        When rows cannot be read.
+    DataError
+        For values that are not finite, where they are checked.
+    """
+    backend = get_backend(job.backend, n_threads)
+    try:
+        with closing(rows.open(job.groups, pieces)) as source, np.errstate(all="ignore"):
+            kernel = backend.compile(_known(job), np.dtype(job.dtype), job.loss)
+            reading = RetryingSource(source, retries=job.retries)
+            return [
+                _REDUCED[job.what](job, backend, kernel, _ready(job, backend, reading, span), span[0] * source.step)
+                for span in spans
+            ]
+    finally:
+        backend.release()
+
+
+def _known(job: Job) -> AnyProgram:
+    """The program, one object for all passes: kernels of Python functions are known by these."""
+    program = _PROGRAMS.setdefault(job.token, job.program)
+    _PROGRAMS.move_to_end(job.token)
+    if len(_PROGRAMS) > _KNOWN:
+        _PROGRAMS.popitem(last=False)
+    return program
+
+
+def _ready(job: Job, backend: Backend, source: RetryingSource, span: Span) -> Iterator[Chunk]:
+    for chunk in source.chunks(*span):
+        for label, column in zip(job.labels, chunk.x, strict=bool(job.labels)):
+            require_finite_column(label, column, chunk.start)
+        yield backend.put(chunk, np.dtype(job.dtype))
+
+
+def _sums(job: Job, backend: Backend, kernel: Kernel, chunks: Iterator[Chunk], _: int) -> tuple[Floats, int]:
+    into = SegmentStates(job.program.n_params, job.order)
+    for chunk in chunks:
+        backend.reduce(kernel, chunk, job.theta, job.order, into)
+    return into.states(), into.position
+
+
+def _product(job: Job, backend: Backend, kernel: Kernel, chunks: Iterator[Chunk], _: int) -> list[Floats]:
+    assert job.v is not None
+    return [backend.matvec(kernel, chunk, job.theta, job.v) for chunk in chunks]
+
+
+def _triangle(
+    job: Job, backend: Backend, kernel: Kernel, chunks: Iterator[Chunk], first: int
+) -> list[tuple[int, Floats]]:
+    into = TriangleAccumulator(job.program.n_params, first=first // BLOCK)
+    for chunk in chunks:
+        backend.triangularize(kernel, chunk, job.theta, into)
+    return into.merged
+
+
+def _weight(job: Job, backend: Backend, kernel: Kernel, chunks: Iterator[Chunk], _: int) -> list[float]:  # noqa: ARG001
+    return [part for chunk in chunks for part in weight_parts(chunk)]
+
+
+_REDUCED: dict[str, Callable[[Job, Backend, Kernel, Iterator[Chunk], int], Any]] = {
+    "sums": _sums,
+    "product": _product,
+    "triangle": _triangle,
+    "weight": _weight,
+}

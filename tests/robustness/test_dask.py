@@ -1,0 +1,233 @@
+"""Fits on a Dask cluster: the bits of one machine, also when workers die, join, or cannot read a file."""
+
+import gc
+import importlib.util
+import os
+import signal
+import sys
+import threading
+
+import h5py
+import numpy as np
+import pytest
+
+from nlsq_nb import AdaptiveHybridStreamingOptimizer, Model, curve_fit
+from nlsq_nb.engines import parts
+from nlsq_nb.engines.dask import DaskCluster
+from nlsq_nb.errors import BackendUnavailable, DataError, SourceError, UnsupportedOption
+from nlsq_nb.sources.dask_arrays import DaskArrays
+from nlsq_nb.sources.rows import Reading
+from nlsq_nb.testing import SourceTests
+
+da = pytest.importorskip("dask.array", reason="Dask is not installed")
+distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+
+MODEL = "a*exp(-b*x) + c"
+N = 300_123
+START = {"p0": [1.0, 1.0, 1.0], "backend": "reference"}
+pytestmark = pytest.mark.filterwarnings("ignore:Sending large graph")
+
+
+def rows(block, block_info=None):
+    """The data, made where they are needed: two columns of each block."""
+    (lo, hi), *_ = block_info[None]["array-location"]
+    return made(lo, hi)
+
+
+def made(lo, hi):
+    k = np.arange(lo, hi, dtype=np.float64)
+    x = 4.0 * ((k * 0.6180339887498949) % 1.0)
+    noise = np.sin(k * 12.9898) * 10.0 ** (-1.0 - 2.0 * ((k * 0.7548776662466927) % 1.0))
+    return np.stack([x, 3.0 * np.exp(-1.5 * x) + 0.5 + noise], axis=1)
+
+
+def arrays(n=N, chunks=70_001):
+    """x and y as lazy Dask arrays, whose graph holds no data."""
+    table = da.empty((n, 2), chunks=(chunks, 2)).map_blocks(rows, dtype=np.float64)
+    return table[:, 0], table[:, 1]
+
+
+def bits(result):
+    return result.popt.tobytes(), result.pcov.tobytes(), result.sse
+
+
+@pytest.fixture(scope="module")
+def client():
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as found:
+        found.register_plugin(KnowsThisModule())
+        yield found
+
+
+class KnowsThisModule(distributed.WorkerPlugin):
+    """Workers, restarted ones too, find this module under the name it has here."""
+
+    def __init__(self):
+        self.path, self.name = __file__, __name__
+
+    def setup(self, worker):
+        if self.name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(self.name, self.path)
+            sys.modules[self.name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[self.name])
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    found = tmp_path_factory.mktemp("dask") / "rows.h5"
+    with h5py.File(found, "w") as file:
+        file["x"], file["y"] = made(0, N).T
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected():
+    x, y = made(0, N).T
+    return bits(curve_fit(MODEL, x, y, **START))
+
+
+# -- without a cluster -----------------------------------------------------------------------
+class TestDaskArrays(SourceTests):
+    def source(self, x, y, sigma, chunk_rows):
+        xs = [da.from_array(x[0], chunks=30_011), da.from_array(x[1], chunks=7_000)]
+        spread = None if sigma is None else da.from_array(sigma, chunks=50_000)
+        data = DaskArrays({"t": xs[1], "x": xs[0]}, da.from_array(y, chunks=11_111), spread)
+        return data.open(Reading(("x", "t"), chunk_rows=chunk_rows, resident="loop"))
+
+
+@pytest.mark.parametrize("shape", ["rows", "columns", "both", "sequence"])
+def test_shapes_of_x(shape):
+    x, t = made(0, 200_000).T
+    y = 2.0 * np.exp(-x) + 0.3 * t
+    both = da.from_array(np.stack([x, t]), chunks=(1, 60_000))
+    given = {"rows": both, "columns": both.T, "both": {"x": both[0], "t": both[1]}, "sequence": (both[0], both[1])}
+    model = Model("a*exp(-b*x) + c*t", x=("x", "t"))
+    found = curve_fit(model, given[shape], da.from_array(y, chunks=50_000), **START)
+    assert np.allclose(found.popt, [2.0, 1.0, 0.3])
+
+
+def test_small_data_are_gathered():
+    x, y = arrays(5_000)
+    few = made(0, 5_000)
+    assert bits(curve_fit(MODEL, x, y, sigma=0.5)) == bits(curve_fit(MODEL, *few.T, sigma=0.5))
+    assert curve_fit(MODEL, x, y).fun.shape == (5_000,)
+
+
+def test_what_cannot_be_read_is_said():
+    x, y = arrays()
+    with pytest.raises(DataError, match=r"unknown length; call its compute_chunk_sizes"):
+        curve_fit(MODEL, x[x > 1.0], y[x > 1.0])
+    with pytest.raises(DataError, match="xdata is ndarray where others are Dask arrays"):
+        curve_fit(MODEL, made(0, N)[:, 0], y)
+    with pytest.raises(DataError, match=r"sigma has shape \(5,\), ydata has 300123 rows"):
+        curve_fit(MODEL, x, y, sigma=da.ones(5))
+    with pytest.raises(UnsupportedOption, match="drop the rows before"):
+        curve_fit(MODEL, x, y, nan_policy="omit")
+    with pytest.raises(BackendUnavailable, match="no client is active"):
+        curve_fit(MODEL, x, y, engine="dask")
+
+
+# -- two processes ---------------------------------------------------------------------------
+def test_same_bits_with_two_processes(client, path, expected):
+    """Blocks that are computed in every pass, blocks that are held, and a file."""
+    threads = threading.active_count()
+    x, y = arrays()
+    with client.as_current():
+        assert bits(curve_fit(MODEL, x, y, **START)) == expected
+    held = client.persist([x, y])
+    assert bits(curve_fit(MODEL, *held, engine=client, **START)) == expected
+    optimizer = AdaptiveHybridStreamingOptimizer(backend="reference")
+    assert bits(optimizer.fit(path, MODEL, START["p0"], engine=client, verbose=0)) == expected
+    del held, optimizer
+    gc.collect()
+    assert not client.futures
+    assert threading.active_count() <= threads + 1  # a pool of distributed's
+
+
+@pytest.mark.parametrize("data", ["file", pytest.param("held", marks=pytest.mark.slow)])
+def test_a_worker_that_is_killed_in_a_pass_costs_no_bit(client, path, expected, data, monkeypatch):
+    given = (path,) if data == "file" else client.persist(list(arrays()))
+    passes, plain = [], DaskCluster._wait
+
+    def killing(self, futures, *rest):
+        passes.append(len(futures))
+        if len(passes) == 2:
+            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+        plain(self, futures, *rest)
+
+    monkeypatch.setattr(DaskCluster, "_wait", killing)
+    assert bits(curve_fit(MODEL, *given, engine=client, **START)) == expected
+    assert len(passes) >= 3
+    client.wait_for_workers(2)
+
+
+def lose():
+    """The worker can no longer open its file."""
+    def gone(self, groups, pieces):
+        raise SourceError("rows.h5 does not exist here")
+
+    parts.FileRows.kept = parts.FileRows.open
+    parts.FileRows.open = gone
+
+
+def find_again():
+    if hasattr(parts.FileRows, "kept"):
+        parts.FileRows.open = parts.FileRows.kept
+        del parts.FileRows.kept
+
+
+def test_a_file_that_workers_lose(client, path, expected):
+    client.wait_for_workers(2)
+    first, second = client.nthreads()
+    try:
+        client.run(lose, workers=[first])
+        assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
+        client.run(lose, workers=[second])
+        with pytest.raises(SourceError, match=r"does not exist here \(tried by tcp://.*, tcp://"):
+            curve_fit(MODEL, path, engine=client, **START)
+    finally:
+        client.run(find_again)
+
+
+def test_a_block_that_cannot_be_computed_is_named(client):
+    def broken(block, block_info=None):
+        (lo, _), *_ = block_info[None]["array-location"]
+        if lo >= 210_000:
+            raise ZeroDivisionError("no such block")
+        return block
+
+    x, y = arrays()
+    y = y.map_blocks(broken, dtype=np.float64)
+    with pytest.raises(SourceError, match=r"rows \d+ to \d+ cannot be reduced .* ZeroDivisionError: no such block"):
+        curve_fit(MODEL, x, y, engine=client, **START)
+
+
+@pytest.mark.slow
+def test_compiled_kernels_have_the_same_bits_on_workers(client, path):
+    x, y = made(0, N).T
+    assert bits(curve_fit(MODEL, path, p0=[1, 1, 1], engine=client)) == bits(curve_fit(MODEL, x, y, p0=[1, 1, 1]))
+    robust = {"p0": [1, 1, 1], "loss": "huber", "f_scale": 0.05}
+    assert bits(curve_fit(MODEL, path, engine=client, **robust)) == bits(curve_fit(MODEL, x, y, **robust))
+
+    def decay(x, a, b, c):
+        return a * np.exp(-b * x) + c * (1 if callable(len) else 0)
+
+    found = curve_fit(decay, path, p0=[1, 1, 1], engine=client, jac="3-point")
+    assert bits(found) == bits(curve_fit(decay, x, y, p0=[1, 1, 1], jac="3-point"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_joins_takes_part(client, path, expected):
+    seen = []
+
+    def join(*_):
+        if not seen:
+            client.cluster.scale(3)
+            client.wait_for_workers(3)
+        seen.append(len(client.nthreads()))
+
+    try:
+        assert bits(curve_fit(MODEL, path, engine=client, callback=join, callback_frequency=1, **START)) == expected
+        assert max(seen) == 3
+    finally:
+        client.cluster.scale(2)
