@@ -13,7 +13,8 @@ from typing import Any
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span, reduce_part
 from nlsq_nb.engines.spread import Cluster, Progress
 from nlsq_nb.errors import BackendUnavailable, ConfigError, MissingDependency, NlsqError, SourceError, UnsupportedOption
-from nlsq_nb.sources.dask_arrays import DaskArrays, DaskField, Piece
+from nlsq_nb.sources.dask_arrays import DaskArrays
+from nlsq_nb.sources.dask_blocks import DaskField, Piece
 
 __all__ = ["DaskCluster", "cluster_of"]
 

@@ -25,7 +25,7 @@ from nlsq_nb.core.tsqr import TriangleAccumulator
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Backend, Kernel
 from nlsq_nb.sources.ahead import Column, StoredRows
-from nlsq_nb.sources.dask_arrays import Piece, PiecesStore
+from nlsq_nb.sources.dask_blocks import Piece, PiecesStore
 from nlsq_nb.sources.hdf5 import HDF5Source
 from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import Reading, RowFormat

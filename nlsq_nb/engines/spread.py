@@ -20,7 +20,8 @@ from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job
 from nlsq_nb.errors import UnsupportedOption
 from nlsq_nb.protocols import Backend, Source
-from nlsq_nb.sources.dask_arrays import DaskArrays, DaskField
+from nlsq_nb.sources.dask_arrays import DaskArrays
+from nlsq_nb.sources.dask_blocks import DaskField
 from nlsq_nb.sources.hdf5 import HDF5Source
 from nlsq_nb.sources.retrying import Reader, RetryingSource
 from nlsq_nb.sources.rows import Reading

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.errors import DataError, UnsupportedOption
-from nlsq_nb.sources.ahead import Column, Rooms, StoredRows
-from nlsq_nb.sources.rows import Buffers, Reading, RowFormat, storage_dtype
-from nlsq_nb.sources.stream import StreamSource, chunk_length
+from nlsq_nb.sources.ahead import Column
+from nlsq_nb.sources.dask_blocks import ComputedSource, ComputedStore, DaskField
+from nlsq_nb.sources.rows import Reading, RowFormat, storage_dtype
+from nlsq_nb.sources.stream import chunk_length
 
-__all__ = ["ComputedSource", "ComputedStore", "DaskArrays", "DaskField", "Piece", "PiecesStore", "is_dask"]
+__all__ = ["DaskArrays", "is_dask"]
 
 _CHUNK = 1 << 24  # bytes of a chunk that is computed here, of which two are held
-Piece = tuple[int, NDArray[Any]]
-"""Number of the first row of a block, and the block."""
 
 
 def is_dask(value: Any) -> bool:
@@ -39,213 +35,6 @@ def is_dask(value: Any) -> bool:
     if isinstance(value, (list, tuple, Mapping)):
         return any(map(is_dask, value.values() if isinstance(value, Mapping) else value))
     return hasattr(value, "__dask_graph__") and hasattr(value, "to_delayed") and hasattr(value, "blocks")
-
-
-@dataclass(frozen=True, slots=True)
-class DaskField:
-    """A Dask array with one row per observation.
-
-    Attributes
-    ----------
-    array : dask.array.Array
-        (n,), (n, k) or (k, n), with one block across the columns.
-    row_axis : int
-        Which axis counts rows.
-    """
-
-    array: Any
-    row_axis: int = 0
-
-    @property
-    def n_rows(self) -> int:
-        """Number of rows."""
-        return int(self.array.shape[self.row_axis])
-
-    @property
-    def columns(self) -> tuple[int | None, ...]:
-        """Its columns; one None where they have no axis of their own."""
-        return (None,) if self.array.ndim == 1 else tuple(range(self.array.shape[1 - self.row_axis]))
-
-    @property
-    def edges(self) -> list[int]:
-        """First row of each block, and the number of rows."""
-        return [0, *accumulate(self.array.chunks[self.row_axis])]
-
-
-class PiecesStore:
-    """Rows in blocks that are at hand, some of them missing; see `Store`.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows of all blocks.
-    pieces : sequence of list of (int, ndarray)
-        For each field the first row of each block and the block, rising.
-    row_axes : sequence of int
-        Which axis of each field counts rows.
-    """
-
-    def __init__(self, n_rows: int, pieces: Sequence[list[Piece]], row_axes: Sequence[int]) -> None:
-        self.n_rows = n_rows
-        self._pieces = [
-            [(first, block if axis == 0 else block.T) for first, block in field]
-            for field, axis in zip(pieces, row_axes, strict=True)
-        ]
-
-    def open(self) -> None:
-        """They are at hand."""
-
-    def block(
-        self, field: int, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False  # noqa: ARG002 - they stay
-    ) -> NDArray[Any]:
-        """Some rows of a field; see `Store.block`."""
-        parts = []
-        for first, piece in self._pieces[field]:
-            begin, end = max(lo, first), min(hi, first + len(piece))
-            if begin < end:
-                parts.append(piece[begin - first : end - first])
-        if len(parts) == 1:
-            return parts[0]
-        room = rooms.get(field)
-        if room is None or len(room) < hi - lo:
-            room = rooms[field] = np.empty((hi - lo, *parts[0].shape[1:]), parts[0].dtype)
-        np.concatenate(parts, out=room[: hi - lo])
-        return room[: hi - lo]
-
-    def check(self) -> None:
-        """Nobody else writes to them."""
-
-    def drop(self, lo: int, hi: int) -> None:
-        """They stay."""
-
-    def rest(self) -> None:
-        """They stay."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class ComputedStore:
-    """Rows that Dask computes when they are asked for; see `Store`.
-
-    Parameters
-    ----------
-    fields : sequence of DaskField
-        Of one number of rows.
-    client : distributed.Client or None
-        Where they are computed; by Dask's own choice without one.
-    """
-
-    def __init__(self, fields: Sequence[DaskField], client: Any) -> None:
-        self.fields = tuple(fields)
-        self.n_rows = fields[0].n_rows
-        self._client = client
-        self._held: tuple[tuple[int, int], list[NDArray[Any]]] | None = None
-        self._delayed: list[list[Any]] | None = None
-
-    def open(self) -> None:
-        """Dask begins when it is asked to."""
-
-    def block(
-        self, field: int, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False  # noqa: ARG002 - new each time
-    ) -> NDArray[Any]:
-        """Some rows of a field; see `Store.block`."""
-        if self._held is None or self._held[0] != (lo, hi):
-            (found,) = self.compute([(lo, hi)])
-            self._held = (lo, hi), found
-        return self._held[1][field]
-
-    def compute(self, ranges: Sequence[tuple[int, int]]) -> list[list[NDArray[Any]]]:
-        """Some rows of every field, in one computation.
-
-        Parameters
-        ----------
-        ranges : sequence of (int, int)
-            First row and one past the last of each range.
-
-        Returns
-        -------
-        list of list of ndarray
-            For each range the fields, with rows along the first axis.
-        """
-        import dask
-
-        take, tasks = dask.delayed(_take, pure=False), list[Any]()
-        wanted: list[list[list[tuple[int, int]]]] = []  # by field and range: the task and which of its results
-        for number, of in enumerate(self.fields):
-            cuts, places = _cut(of.edges, ranges)
-            blocks = self._delayed_blocks(number)
-            order = {block: len(tasks) + i for i, block in enumerate(cuts)}
-            tasks += [take(blocks[block], slices, of.row_axis) for block, slices in cuts.items()]
-            wanted.append([[(order[block], at) for block, at in parts] for parts in places])
-        scheduler = {} if self._client is None else {"scheduler": self._client}
-        found = dask.compute(*tasks, **scheduler)
-        return [
-            [_joined([found[task][at] for task, at in wanted[number][k]]) for number in range(len(self.fields))]
-            for k in range(len(ranges))
-        ]
-
-    def _delayed_blocks(self, number: int) -> list[Any]:
-        """The blocks of a field, not computed."""
-        if self._delayed is None:
-            self._delayed = [np.ravel(of.array.to_delayed()).tolist() for of in self.fields]
-        return self._delayed[number]
-
-    def check(self) -> None:
-        """A graph does not change."""
-
-    def drop(self, lo: int, hi: int) -> None:
-        """Let them go."""
-        if self._held is not None and self._held[0] == (lo, hi):
-            self._held = None
-
-    def rest(self) -> None:
-        """Nothing is open."""
-
-    def close(self) -> None:
-        """Let go of what was computed."""
-        self._held = None
-
-
-class ComputedSource(StreamSource):
-    """Rows of Dask arrays, computed here.
-
-    Parameters
-    ----------
-    store : ComputedStore
-        Where they are.
-    columns : sequence of (int, int or None)
-        Where each column of the row format is.
-    form : RowFormat
-        What they are.
-    step : int
-        Rows per chunk, whole blocks.
-    reading : Reading
-        What the fit asks for.
-    """
-
-    def __init__(
-        self, store: ComputedStore, columns: Sequence[Column], form: RowFormat, step: int, reading: Reading
-    ) -> None:
-        super().__init__(StoredRows(store, columns), form, step, reading)
-        self._store, self._columns = store, tuple(columns)
-
-    def runs(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Chunk]:
-        """Some rows, in one computation.
-
-        Parameters
-        ----------
-        ranges : sequence of (int, int)
-            First row and one past the last of each range.
-
-        Yields
-        ------
-        Chunk
-            One for each range.
-        """
-        for (lo, hi), blocks in zip(ranges, self._store.compute(ranges), strict=True):
-            parts = tuple(blocks[f] if k is None else blocks[f][:, k] for f, k in self._columns)
-            yield self._form.chunk(lo, parts, self.group_values, Buffers(hi - lo, self.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,34 +192,3 @@ def _variables(x: Mapping[str, list[Column]], named: bool, reading: Reading) -> 
     if grouped and len(columns) == len(names) + 1:
         return group, columns[1:]
     raise DataError(f"xdata has {len(columns)} columns; the model has {len(names)} variables, {list(names)}")
-
-
-def _cut(
-    edges: Sequence[int], ranges: Sequence[tuple[int, int]]
-) -> tuple[dict[int, list[tuple[int, int]]], list[list[tuple[int, int]]]]:
-    """Rows wanted of each block, from its first one, and where each range finds its parts among them."""
-    cuts: dict[int, list[tuple[int, int]]] = {}
-    places = []
-    for lo, hi in ranges:
-        parts, block = [], int(np.searchsorted(edges, lo, side="right")) - 1
-        while edges[block] < hi:
-            first, end = max(lo, edges[block]), min(hi, edges[block + 1])
-            if first < end:
-                slices = cuts.setdefault(block, [])
-                parts.append((block, len(slices)))
-                slices.append((first - edges[block], end - edges[block]))
-            block += 1
-            if block == len(edges) - 1:
-                break
-        places.append(parts)
-    return cuts, places
-
-
-def _take(block: NDArray[Any], slices: list[tuple[int, int]], row_axis: int) -> list[NDArray[Any]]:
-    """Some rows of a block, along the first axis; runs where the block is."""
-    rows = block if row_axis == 0 else block.T
-    return [rows[lo:hi] for lo, hi in slices]
-
-
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)

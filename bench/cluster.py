@@ -1,0 +1,97 @@
+"""A pass on a Dask cluster of this machine against the same pass in this process, and what a worker's death costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from common import Report, arguments, environment
+
+from nlsq_nb import Model
+from nlsq_nb.backends import get_backend
+from nlsq_nb.engines.dask import DaskCluster
+from nlsq_nb.engines.spread import engine_over, spread
+from nlsq_nb.sources.dask_arrays import DaskArrays
+from nlsq_nb.sources.hdf5 import HDF5Source
+from nlsq_nb.sources.retrying import RetryingSource
+from nlsq_nb.sources.rows import Reading
+
+MODEL = Model("a*exp(-b*x) + c")
+THETA = np.array([3.0, 1.5, 0.5])
+
+
+def seconds(work: Any, repeat: int) -> list[float]:
+    found = []
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begin)
+    return found
+
+
+def written(folder: str, n: int) -> Path:
+    """A file of n rows, made a piece at a time."""
+    path, step = Path(folder) / "rows.h5", 1 << 22
+    with h5py.File(path, "w") as file:
+        x, y = (file.create_dataset(name, (n,), np.float64) for name in "xy")
+        for lo in range(0, n, step):
+            part = np.random.default_rng(lo).uniform(0.0, 4.0, min(step, n - lo))
+            x[lo : lo + step], y[lo : lo + step] = part, MODEL(part, *THETA)
+    return path
+
+
+def main() -> None:
+    import dask.array as da
+    from distributed import Client, LocalCluster
+
+    options = arguments(__doc__, 7, rows=40_000_000, workers=2).parse_args()
+    n = 1_000_000 if options.short else options.rows
+    report = Report("cluster.py", environment(options, f"{n:.0e} rows", f"{options.workers} workers of one thread"))
+    backend, reading = get_backend("cpu", options.workers), Reading(("x",))
+    shape = {"n_workers": options.workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with tempfile.TemporaryDirectory() as folder, LocalCluster(**shape) as cluster, Client(cluster) as client:
+        data = HDF5Source(written(folder, n))
+        x = da.random.default_rng(1).uniform(0.0, 4.0, n, chunks=-(-n // 20))
+        held = DaskArrays(*client.persist([x, 3.0 * da.exp(-1.5 * x) + 0.5]), client=client)
+        places = {
+            "file, this process": data.open(reading),
+            "file, cluster": spread(data, reading, DaskCluster(client)),
+            "blocks held by workers": spread(held, reading, DaskCluster(client)),
+        }
+        few = HDF5Source(written(tempfile.mkdtemp(dir=folder), 16_384 * 2 * options.workers))
+        places["a pass of hardly any rows, cluster"] = spread(few, reading, DaskCluster(client))
+        engines = {name: engine_over(backend, MODEL.program, RetryingSource(rows)) for name, rows in places.items()}
+        for engine in engines.values():
+            engine.run(THETA, 2)
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(options.repeat):
+            for name, engine in engines.items():
+                times[name] += seconds(lambda engine=engine: engine.run(THETA, 2), 1)
+        local = statistics.median(times["file, this process"])
+        rows = report.rows["dask"] = [
+            {"pass": name, "seconds": median, "least": min(some), "ratio": median / local}
+            for name, some in times.items()
+            for median in [statistics.median(some)]
+        ]
+        victim = next(iter(client.run(os.getpid).values()))
+        os.kill(victim, signal.SIGKILL)
+        (late,) = seconds(lambda: engines["file, cluster"].run(THETA, 2), 1)
+        name = "file, cluster, a worker killed before"
+        rows.append({"pass": name, "seconds": late, "least": late, "ratio": late / local})
+    report.table(
+        "dask",
+        ("a pass", "seconds, median", "least", "of the pass in this process"),
+        ((r["pass"], f"{r['seconds']:.3f}", f"{r['least']:.3f}", f"{r['ratio']:.2f}") for r in rows),
+    )
+    report.finish(options)
+
+
+if __name__ == "__main__":
+    main()
