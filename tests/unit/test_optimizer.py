@@ -1,6 +1,7 @@
 """The optimizer class: how it is called, what it shows before, during and after a fit, weights, stops."""
 
 import gc
+import itertools
 import time
 import weakref
 
@@ -116,8 +117,8 @@ def test_the_other_arguments_reach_the_fit(call):
         (lambda fit: fit((X, Y), MODEL, x_data=X), TypeError, "not both"),
         (lambda fit: fit((X, Y), MODEL, P0, stepsize=1), TypeError, "unexpected keyword argument 'stepsize'"),
         (lambda fit: fit((X, Y), MODEL, P0, source=1), TypeError, "unexpected keyword argument 'source'"),
-        (lambda fit: fit(MODEL, X, Y, P0, None, None, False, None, 0, 1), TypeError, "at most 9"),  # noqa: FBT003
-        (lambda fit: fit((X, Y), MODEL, P0, None, None, False, None, 0, 1), TypeError, "at most 8"),  # noqa: FBT003
+        (lambda fit: fit(MODEL, X, Y, P0, None, None, False, None, 0, "huber", 1.0, 1), TypeError, "at most 11"),  # noqa: FBT003
+        (lambda fit: fit((X, Y), MODEL, P0, None, None, False, None, 0, "huber", 1.0, 1), TypeError, "at most 10"),  # noqa: FBT003
         (lambda fit: fit((X, Y, SIGMA), MODEL, P0, sigma=SIGMA), TypeError, "sigma is given twice"),
         (lambda fit: fit(ArraySource(X, Y), MODEL, P0, sigma=SIGMA), TypeError, "its own weights"),
         (lambda fit: fit((X, Y), MODEL, P0, callback=3), TypeError, "callback"),
@@ -221,7 +222,7 @@ def test_during_a_fit():
             assert cost == loss
             np.testing.assert_array_equal(best, params)
     costs = [cost for _, _, cost, _, _ in seen]
-    assert costs == sorted(costs, reverse=True)
+    assert all(later <= cost * (1.0 + 1e-12) for cost, later in itertools.pairwise(costs))
     assert costs[-1] == result.sse
 
 
@@ -521,9 +522,11 @@ def test_a_callback_ends_the_fit_with_the_best_point(at, how, separable):
     assert result.message == "stopped by callback"
     assert not result.success
     assert len(callback.seen) == at == result.nit
-    params, loss = min(callback.seen, key=lambda seen: seen[1])
-    np.testing.assert_array_equal(result.popt, params)
-    assert result.sse == pytest.approx(loss, rel=1e-9)
+    least = min(loss for _, loss in callback.seen)
+    # the last step of all brings digits of the parameters where the sse has none left
+    best = [params for params, loss in callback.seen if loss <= least * (1.0 + 1e-12)]
+    assert any(np.array_equal(result.popt, params) for params in best)
+    assert result.sse == pytest.approx(least, rel=1e-9)
     assert np.isfinite(result.pcov).all()
     assert [entry["phase"] for entry in optimizer.phase_history] == [0, 1, 2, 3]
     np.testing.assert_array_equal(optimizer.best_params_global, result.popt)
