@@ -27,7 +27,7 @@ from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import NAMES, PhaseHistory
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
-from nlsq_nb.opinion import second_opinion
+from nlsq_nb.opinion import Look, look_at, second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.finalize import Outcome
@@ -193,8 +193,9 @@ class _DirectFit:
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
         asks = warms_up or plan.options.checks.second_opinion is True
+        look = look_at(self.problem, plan.options, end, part, summary.spread) if asks else None
         try:
-            if asks and not self._stands(end, part):
+            if look is not None and not self._stands(end, part, look):
                 return None
         except KeyboardInterrupt:
             end = replace(end, stop=StopReason.INTERRUPTED)
@@ -207,15 +208,14 @@ class _DirectFit:
                 sink(event)
         return outcome
 
-    def _stands(self, end: FitState, part: Source) -> bool:
-        """Whether no second opinion, if one is asked for, leads elsewhere."""
+    def _stands(self, end: FitState, part: Source, look: Look) -> bool:
+        """Whether a second opinion leads nowhere else."""
         source, p, weight = self.problem.source, len(end.theta), self.summary.weight
         few = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
         objective = DataObjective(self._engine_over(source), p, lambda _: None, weight=weight, sample=few)
-        given = (self.problem, self._plan.options, self._backend, end, objective, self.summary.spread)
+        given = (self.problem, self._plan.options, self._backend, end, objective, look)
         elsewhere = second_opinion(*given, self._opinion.append)
-        self.passes += objective.passes
-        self.sample_passes += objective.sample_passes
+        self.passes, self.sample_passes = self.passes + objective.passes, self.sample_passes + objective.sample_passes
         return elsewhere is None
 
     def _concluded(self, end: FitState) -> Outcome:

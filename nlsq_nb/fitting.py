@@ -22,7 +22,7 @@ from nlsq_nb.observe.history import NAMES
 from nlsq_nb.observe.progress import ProgressLog
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
-from nlsq_nb.opinion import second_opinion
+from nlsq_nb.opinion import look_at, second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.driver import run
@@ -220,7 +220,7 @@ class Fit:
 
     def _seconded(self, newton: Phase[FitState], state: FitState, means: _Means) -> FitState:
         """Go where a second opinion finds something lower, and stay where all data bear it out."""
-        objective, spread = means.objective, means.summary.spread
+        objective = means.objective
         while True:
             if (before := state.before) is not None:
                 if objective.revision > 0:  # the weights may be others now
@@ -233,14 +233,21 @@ class Fit:
                     return replace(state, stop=StopReason.CALLBACK)
                 if _sse(state) == _sse(before):
                     return state
-            given = (self._problem, self._options, self._backend, state, objective, spread)
             try:
-                start = second_opinion(*given, self._emit) if self._asks else None
+                start = self._elsewhere(state, means) if self._asks else None
             except KeyboardInterrupt:
                 return replace(state, stop=StopReason.INTERRUPTED)
             if start is None:
                 return state
             state = self._drive(2, newton, start, means)
+
+    def _elsewhere(self, state: FitState, means: _Means) -> FitState | None:
+        """Where a second opinion, if one is called for, would rather go on."""
+        objective, problem, options = means.objective, self._problem, self._options
+        look = look_at(problem, options, state, objective.sample.source, means.summary.spread)
+        if look is None:
+            return None
+        return second_opinion(problem, options, self._backend, state, objective, look, self._emit)
 
     def _finalize(self, state: FitState, means: _Means) -> tuple[Outcome, DataSummary]:
         """Phase 3."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Source
 from nlsq_nb.starts import reduced_sse, short_fit
 
-__all__ = ["second_opinion"]
+__all__ = ["Look", "look_at", "second_opinion"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -58,13 +58,80 @@ _DOUBTFUL = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What an answer looks like, where a second opinion is called for.
+
+    Attributes
+    ----------
+    doubts : tuple of str
+        What speaks against it; empty where the question is asked in any case.
+    rows : Source
+        The rows that were looked at.
+    columns : tuple of ndarray, each (n,)
+        Their independent variables, sorted by the first.
+    residuals : ndarray, shape (m, n)
+        Their √w (y − f), in the same order.
+    linear : list of bool, length p
+        Which parameters enter linearly.
+    """
+
+    doubts: tuple[str, ...]
+    rows: Source
+    columns: tuple[Floats, ...]
+    residuals: Floats
+    linear: list[bool]
+
+
+def look_at(
+    problem: Problem, options: Groups, state: FitState, rows: Source, spread: float
+) -> Look | None:
+    """Look for what speaks against an answer.
+
+    Parameters
+    ----------
+    problem : Problem
+        Model, rows and bounds.
+    options : Groups
+        Validated options.
+    state : FitState
+        The answer, measured on all data.
+    rows : Source
+        Those that the warm-up sees.
+    spread : float
+        Σ w (y − mean)² of all data.
+
+    Returns
+    -------
+    Look or None
+        None where no second opinion is called for, or possible.
+    """
+    linear = [name in problem.model.linear_params for name in problem.model.params]
+    if not _may_ask(options, state) or not any(np.greater(state.free, linear)):  # else there is one optimum
+        return None
+    if problem.whitening is None:  # else rows mean nothing without the others
+        rows = rows_to_check(rows, options, len(linear))
+    assert state.sums is not None
+    dof = rows.n_rows * problem.model.n_outputs - int(state.free.sum())
+    doubts, unless_asked = list(_doubts(state, linear, dof, spread)), options.checks.second_opinion == "auto"
+    # so few residuals that are so small have no pattern that would count
+    if unless_asked and not doubts and dof < _SMALL and state.sums.sse <= _POOR * spread:
+        return None
+    columns, residuals = _sorted_rows(problem, rows, state.theta)
+    if _has_pattern(residuals, dof, state, spread):
+        doubts.append("the residuals show a pattern")
+    if unless_asked and not doubts:
+        return None
+    return Look(tuple(doubts), rows, columns, residuals, linear)
+
+
 def second_opinion(
     problem: Problem,
     options: Groups,
     backend: Backend,
     state: FitState,
     objective: DataObjective,
-    spread: float,
+    look: Look,
     emit: Observer,
 ) -> FitState | None:
     """Look for a lower optimum.
@@ -81,38 +148,28 @@ def second_opinion(
         The answer, measured on all data.
     objective : DataObjective
         Over all rows.
-    spread : float
-        Σ w (y − mean)² of all data.
+    look : Look
+        At the answer.
     emit : callable
-        Is told when there is a doubt, and what came of it.
+        Is told that it is asked for, and what came of it.
 
     Returns
     -------
     FitState or None
         Where the fit goes on, the answer being its `before`; None where the answer stands.
     """
-    linear = [name in problem.model.linear_params for name in problem.model.params]
-    if not _may_ask(options, state) or not any(np.greater(state.free, linear)):  # else there is one optimum
-        return None
-    rows = objective.sample.source
-    if problem.whitening is None:  # else rows mean nothing without the others
-        rows = rows_to_check(rows, options, len(linear))
-    columns, residuals = _sorted_rows(problem, rows, state.theta)
-    doubts = tuple(_doubts(state, linear, residuals, spread))
-    if not doubts and options.checks.second_opinion == "auto":
-        return None
-    begin = time.perf_counter()
+    begin, rows, residuals = time.perf_counter(), look.rows, look.residuals
     part = check_objective(problem, options, backend, objective, rows)
     # linear parameters are at their best in every comparison, however the fit itself treats them
     share = part.weight / objective.weight
-    asked = replace(state, separable=np.array(linear) & state.free, signal=state.signal * share)
+    asked = replace(state, separable=np.array(look.linear) & state.free, signal=state.signal * share)
     native = part.resident() is not None and is_eligible(newton_phase(options, len(state.theta)), asked)
     n_starts, n_fits = (_STARTS, _FITS) if native else (_FEWER_STARTS, _FEWER_FITS)
     if not _has_converged(state):  # without an answer more is to be gained
         n_starts, n_fits = 2 * n_starts, 2 * n_fits
-    emit(SecondOpinionAsked(doubts, n_starts, rows.n_rows))
+    emit(SecondOpinionAsked(look.doubts, n_starts, rows.n_rows))
     ground = Ground(
-        columns, residuals.sum(axis=0), problem.p0, state.theta, state.lower, state.upper,
+        look.columns, residuals.sum(axis=0), problem.p0, state.theta, state.lower, state.upper,
         asked.free & ~asked.separable,
     )
     starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
@@ -139,26 +196,39 @@ def _may_ask(options: Groups, state: FitState) -> bool:
     return state.stop.success or state.stop in _DOUBTFUL
 
 
-def _doubts(state: FitState, linear: list[bool], residuals: Floats, spread: float) -> Iterator[str]:
-    """What speaks against an answer."""
+def _doubts(state: FitState, linear: list[bool], dof: int, spread: float) -> Iterator[str]:
+    """What the sums say against an answer."""
     assert state.sums is not None
     assert isinstance(state.stop, StopReason)
-    sse, dof = state.sums.sse, residuals.size - int(state.free.sum())
+    sse = state.sums.sse
     if state.stop in _DOUBTFUL:
         yield _DOUBTFUL[state.stop]
-    if sse <= _EXACT * state.signal or (spread == 0.0 and sse <= _NOTHING * state.first_sse < math.inf):
+    if _is_exact(state, spread):
         return
     if sse > _WEAK * spread:
         yield "little of the spread of y is explained"
     elif dof < _FEW and sse > _POOR * spread:
         yield "few residuals, and they are not small"
-    shared, n = max(common_part(r) for r in residuals), residuals.shape[1]
-    least = n * (_PART if sse > _POOR * spread else _MOST_OF_IT)
-    if shared > max(_CHANCE if dof >= _SMALL else _CHANCE_OF_FEW, least):
-        yield "the residuals show a pattern"
     terms = (state.theta**2 * state.sums.jtj.diagonal()).tolist()
     if any(term > _CANCELLING**2 * state.signal for term, counts in zip(terms, linear, strict=True) if counts):
         yield "large terms cancel each other"
+
+
+def _has_pattern(residuals: Floats, dof: int, state: FitState, spread: float) -> bool:
+    """Whether neighbouring residuals have more in common than noise, and than a model that nearly fits."""
+    assert state.sums is not None
+    if _is_exact(state, spread):
+        return False
+    least = residuals.shape[1] * (_PART if state.sums.sse > _POOR * spread else _MOST_OF_IT)
+    least = max(_CHANCE if dof >= _SMALL else _CHANCE_OF_FEW, least)
+    return any(common_part(r) > least for r in residuals)
+
+
+def _is_exact(state: FitState, spread: float) -> bool:
+    """Whether the residuals are nothing but rounding."""
+    assert state.sums is not None
+    sse = state.sums.sse
+    return sse <= _EXACT * state.signal or (spread == 0.0 and sse <= _NOTHING * state.first_sse < math.inf)
 
 
 def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
