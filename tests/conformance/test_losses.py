@@ -16,6 +16,7 @@ from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.testing import TOLERANCE, sums_error
 from tests.conformance.test_shapes import loops
 
+LONG = (pytest.mark.slow, pytest.mark.long)
 ROBUST = LOSSES[1:]
 FEW = Model("a*exp(-b*x) + c")
 MANY = Model(" + ".join(f"a{k}*exp(-((x - m{k})/s{k})**2)" for k in range(3)) + " + c + d*x")
@@ -103,7 +104,7 @@ ALL = [(shape, weighted, kind) for shape in MODELS for weighted in (False, True)
 
 def marked(quick, every=ALL):
     listed = [(case, case if isinstance(case, tuple) else (case,)) for case in every]
-    return [pytest.param(*values, marks=() if case in quick else pytest.mark.slow) for case, values in listed]
+    return [pytest.param(*values, marks=() if case in quick else LONG) for case, values in listed]
 
 
 def error(found, right, plain):
@@ -144,7 +145,7 @@ def test_float32_is_storage_only(kind):
     assert error(found, right, total(get_backend("reference"), FEW, chunk, LEAST_SQUARES)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("model", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["fused", "tiled"])
+@pytest.mark.parametrize("model", [FEW, pytest.param(MANY, marks=LONG)], ids=["fused", "tiled"])
 def test_threads_and_chunks_do_not_change_bits(model):
     chunk, loss = chunk_of(model, 12 * 4 * BLOCK + 99), Loss("cauchy", 0.15)
     one = total(get_backend("cpu", 1), model, chunk, loss)
@@ -179,7 +180,7 @@ def test_what_is_not_finite_stays_visible(name, bad, kind):
 
 
 @pytest.mark.parametrize("kind", marked(["cauchy"], ROBUST))
-@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("weighted", [True, pytest.param(False, marks=LONG)])
 def test_hot_loop_is_vector_code_without_calls(kind, weighted):
     llvm = pytest.importorskip("llvmlite.binding")
     if not llvm.get_host_cpu_features().get("fma"):

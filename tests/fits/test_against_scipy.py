@@ -73,6 +73,7 @@ def compare(seed):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(10))
 def test_random_problems(part):
     wrong, lower = [], 0

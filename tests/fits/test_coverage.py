@@ -45,6 +45,7 @@ def test_coverage_of_few_fits(case):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_coverage(case):
     np.testing.assert_allclose(coverage(case, 4000), LEVEL, atol=0.015)

@@ -12,6 +12,7 @@ from nlsq_nb.phases.state import StopReason
 
 from .test_compiled import differences, fit
 
+LONG = (pytest.mark.slow, pytest.mark.long)
 ROBUST = LOSSES[1:]
 DECAY = Model("a*exp(-b*x) + c")
 # truth, start, range of x, noise
@@ -72,7 +73,7 @@ def robust(name, kind, x, y, p0, **options):
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", ROBUST)
 @pytest.mark.parametrize(
-    "name", [k if k in {"line", "decay"} else pytest.param(k, marks=pytest.mark.slow) for k in PROBLEMS]
+    "name", [k if k in {"line", "decay"} else pytest.param(k, marks=LONG) for k in PROBLEMS]
 )
 def test_agrees_with_scipy(name, kind, weighted):
     model, _, p0, _, noise = PROBLEMS[name]
@@ -105,7 +106,7 @@ def test_bounds(kind):
     assert np.isclose(found.popt[1], only.x[0], rtol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["cauchy", *(pytest.param(k, marks=pytest.mark.slow) for k in ("huber", "tukey"))])
+@pytest.mark.parametrize("kind", ["cauchy", *(pytest.param(k, marks=LONG) for k in ("huber", "tukey"))])
 def test_many_parameters_without_matrices(kind):
     x, y, _ = data_of("decay", 1)
     found = robust("decay", kind, x, y, [4.0, 0.4, 1.2], cg_param_threshold=1)
@@ -117,7 +118,7 @@ def test_many_parameters_without_matrices(kind):
 
 # -- one fit, whichever way it runs ----------------------------------------------------------------
 @pytest.mark.parametrize("kind", ROBUST)
-@pytest.mark.parametrize("name", ["decay", *(pytest.param(k, marks=pytest.mark.slow) for k in ("sine", "logistic"))])
+@pytest.mark.parametrize("name", ["decay", *(pytest.param(k, marks=LONG) for k in ("sine", "logistic"))])
 def test_native_and_step_by_step(name, kind):
     model, _, p0, _, noise = PROBLEMS[name]
     x, y, _ = data_of(name, 3)
@@ -290,6 +291,7 @@ def test_standard_errors_without_bias(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["decay", "peak", "sine", "saturation", "line", "logistic"])
 @pytest.mark.parametrize("kind", ROBUST)
 @pytest.mark.parametrize("share", [0.0, 0.2])
@@ -320,6 +322,7 @@ def test_outliers_leave_the_fit_within_its_errors(name, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ROBUST)
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_symmetric_outliers_leave_the_fit_within_two_errors(name, kind):

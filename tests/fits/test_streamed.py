@@ -92,6 +92,7 @@ def test_long_passes_of_streams_tell_their_progress(makers, caplog, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "points"), [("function", 100_000_000), ("file", 25_000_000)])
 def test_memory_does_not_grow_with_the_rows(kind, points, tmp_path):
     """200 MB over the imports, for 1.6 GB of rows from a generator and 0.4 GB in a file."""

@@ -42,6 +42,7 @@ def test_equal_residuals(residual, backend, model, order):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_hundred_million_rows():
     command = [sys.executable, str(BENCH), "--rows", "200000000"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout

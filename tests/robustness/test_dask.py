@@ -19,6 +19,7 @@ from nlsq_nb.sources.dask_arrays import DaskArrays
 from nlsq_nb.sources.rows import Reading
 from nlsq_nb.testing import SourceTests
 
+LONG = (pytest.mark.slow, pytest.mark.long)
 da = pytest.importorskip("dask.array", reason="Dask is not installed")
 distributed = pytest.importorskip("distributed", reason="distributed is not installed")
 
@@ -144,7 +145,7 @@ def test_same_bits_with_two_processes(client, path, expected):
     assert threading.active_count() <= threads + 1  # a pool of distributed's
 
 
-@pytest.mark.parametrize("data", ["file", pytest.param("held", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("data", ["file", pytest.param("held", marks=LONG)])
 def test_a_worker_that_is_killed_in_a_pass_costs_no_bit(client, path, expected, data, monkeypatch):
     given = (path,) if data == "file" else client.persist(list(arrays()))
     passes, plain = [], DaskCluster._wait
@@ -203,6 +204,7 @@ def test_a_block_that_cannot_be_computed_is_named(client):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_kernels_have_the_same_bits_on_workers(client, path):
     x, y = made(0, N).T
     assert bits(curve_fit(MODEL, path, p0=[1, 1, 1], engine=client)) == bits(curve_fit(MODEL, x, y, p0=[1, 1, 1]))
@@ -217,6 +219,7 @@ def test_compiled_kernels_have_the_same_bits_on_workers(client, path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_joins_takes_part(client, path, expected):
     seen = []
 

@@ -221,5 +221,6 @@ def test_mutated_files(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_many_mutated_files(tmp_path):
     assert read_mutated(tmp_path, 200, 5000, 1200.0) > 200
