@@ -114,7 +114,9 @@ def fit(model, x, y, start, preset="", off=(), **options):
     flags = dict.fromkeys((FLAGS[layer] for layer in off), False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = curve_fit(model, x, y, start, config=config, verbose=0, **{**options, **flags})
+        # the answer of the layers alone: a second opinion would mend what they let pass
+        given = {"second_opinion": False, **options, **flags}
+        result = curve_fit(model, x, y, start, config=config, verbose=0, **given)
     found = result.streaming_diagnostics
     t = found["telemetry"]
     tiers = {tier: count for tier, count in t.layer2_lr_mode_counts.items() if count}

@@ -32,12 +32,17 @@ FIGURES = {
 }
 
 
+TAKE_LONG = ("memory.py", "kernels.py", "conditioning.py", "passes.py")
+
+
 def run(script, *options):
     command = [sys.executable, str(BENCH / script), "--short", *map(str, options)]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
 
 
-@pytest.mark.parametrize("script", FIGURES)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=pytest.mark.slow) if name in TAKE_LONG else name for name in FIGURES]
+)
 def test_short_form(script, tmp_path):
     target = tmp_path / "figures.json"
     printed = run(script, "--json", target)

@@ -76,6 +76,7 @@ def columns(dtype, weighted, n=SEGMENT + 700):
 
 @pytest.mark.parametrize(("dtype", "weighted"), [("float64", False), ("float64", True), ("float32", True)])
 @pytest.mark.parametrize("text", ["a*exp(-b*x) + c", " + ".join(f"a{i}*exp(-b{i}*x)" for i in range(4))])
+@pytest.mark.slow
 def test_sums_are_those_of_numba(text, dtype, weighted):
     program, chunk = Model(text).program, columns(dtype, weighted)
     p, n = program.n_params, chunk.n_rows

@@ -218,6 +218,7 @@ def success_rate(examples):
     return np.mean(found)
 
 
+@pytest.mark.slow
 def test_some_random_problems():
     assert success_rate(150) > 0.8  # else the checks of success would say little
 

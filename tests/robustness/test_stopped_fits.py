@@ -324,7 +324,7 @@ def test_what_does_not_reach_the_answer_may_differ(tmp_path):
     same(result, whole)
 
 
-CONFIG = "options, start or bounds"
+CONFIG = "options, start, bounds or loss"
 
 
 @pytest.mark.parametrize(
