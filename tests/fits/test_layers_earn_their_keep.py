@@ -62,3 +62,9 @@ def test_other_noise_tells_the_same(case):
     """Of three, one may be so kind that the fit gets there without the layer."""
     held = [case.holds(case.run(seed=seed), case.run(case.layer, seed=seed)) for seed in (1, 2, 3)]
     assert sum(held) >= 2
+
+
+def test_the_page_names_every_case():
+    page = layers.PAGE.read_text("utf-8")
+    for case in layers.CASES:
+        assert f"| {case.layer} | {case.story} | {case.configuration} |" in page
