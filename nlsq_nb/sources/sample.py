@@ -97,7 +97,7 @@ class SampleSource:
             for chunk in self._source.chunks():
                 lo, hi = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows)).tolist()
                 if lo < hi:
-                    yield _copy(chunk, self._rows[lo:hi] - chunk.start)
+                    yield _copy(chunk.host(), self._rows[lo:hi] - chunk.start)
             return
         for run in runs:
             yield _copy(run, slice(None))
