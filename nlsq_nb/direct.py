@@ -15,7 +15,7 @@ import numpy as np
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
-from nlsq_nb.compiled import LEFT_OUT, OFF, is_eligible, is_plain, warmup_asked, warmup_settings
+from nlsq_nb.compiled import LEFT_OUT, is_eligible, is_plain, warmup_asked, warmup_settings
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.drawn import sample_of
@@ -41,7 +41,6 @@ from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
 from nlsq_nb.scan import DataSummary, summarize
-from nlsq_nb.sources.weights import total_weight
 
 __all__ = ["fit_directly"]
 
@@ -72,15 +71,10 @@ class _Plan:
     asked: tuple[int, ...]
     settings: tuple[float, ...]
 
-    def told(
-        self, signal: float, weight: float, variance: float, mode: str | None = None
-    ) -> tuple[float, ...]:
-        """All settings, for rows with these moments; with a mode, layers 1 and 2 have spoken."""
+    def told(self, signal: float, weight: float, variance: float) -> tuple[float, ...]:
+        """All settings, for rows with these moments."""
         own = (self.newton.tol, self.newton.initial_radius, signal, np.inf, weight, variance, variance)
-        if mode is None:
-            return own + self.settings
-        size = getattr(self.warmup.defense.sizes, mode)
-        return (*own, OFF, *self.settings[1:-4], size, size, size, size)
+        return own + self.settings
 
 
 _plans: dict[int, tuple[Groups, _Plan | None]] = {}
@@ -180,16 +174,16 @@ class _DirectFit:
         if not (is_eligible(plan.newton, state) and summary.spread > 0.0):
             return None
         source = self.problem.source
+        part = sample_of(self.problem, plan.options) if warms_up else source
+        # what a sample leads to is judged on all rows by `Warmup.check`
+        if part is not source and False in state.separable.tolist() and plan.warmup.switching.limit:
+            return None
         engine = self._engine_over(source)
         rows = engine.resident()
         if rows is None:
             return None
         self.stamps.append(_now())
-        part = sample_of(self.problem, plan.options) if warms_up else source
-        if part is source or False not in state.separable.tolist() or not plan.warmup.switching.limit:
-            end = self._on_all(rows, warms_up)
-        else:
-            end = self._on_sample(rows, part)
+        end = self._on_all(rows, warms_up)
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
         asks = warms_up or plan.options.checks.second_opinion is True
@@ -245,46 +239,6 @@ class _DirectFit:
         self.stamps.append(_now())
         run.go_on(plan.newton.max_iterations)
         return self._ended(run, self.found[at.FIRST_SSE])
-
-    def _on_sample(self, rows: Resident, part: Source) -> FitState | None:
-        """Layers 1 and 2 on all rows, both phases on the sample, phase 2 on all rows from there."""
-        plan, summary, state = self._plan, self.summary, self._state
-        settings = plan.told(summary.signal, summary.weight, self._unit)
-        run = NativeRun(state, rows, settings, (0, 0, 0, *plan.asked[3:]))
-        if not self._warmed(run):
-            return None
-        judged, self.passes = self.found, int(self.found[at.PASSES])
-        first = judged[at.FIRST_SSE]
-        if self.warmup is not WarmupStop.NOT_ASKED:
-            self.stamps.append(_now())
-            run.go_on(plan.newton.max_iterations)
-            return self._ended(run, first)
-        few = self._engine_over(part).resident()
-        if few is None:
-            return None
-        share = total_weight(part)
-        mode = MODES[int(judged[at.MODE])]
-        settings = plan.told(summary.signal * share / summary.weight, share, self._unit, mode)
-        run = NativeRun(state, few, settings, (*plan.asked[:-1], 0), plan.warmup.memory)
-        if not self._warmed(run):
-            return None
-        run.go_on(plan.newton.max_iterations)
-        stop = run.newton_stop
-        if stop is None or not stop.success:
-            return None
-        self.sample_passes = int(self.found[at.PASSES] + run.found[at.PASSES])
-        self.found[at.RELATIVE], self.found[at.MODE] = judged[at.RELATIVE], judged[at.MODE]
-        self.stamps.append(_now())
-        return self._from(run, rows, first)
-
-    def _from(self, run: NativeRun, rows: Resident, first: float) -> FitState | None:
-        """Phase 2 on all rows from where it ended on the sample; None if all rows find that worse than p0."""
-        plan, summary = self._plan, self.summary
-        settings = plan.told(summary.signal, summary.weight, self._unit)
-        state = replace(self._state, theta=run.point(run.shape.one).theta)
-        run = NativeRun(state, rows, settings, (0, plan.newton.max_iterations))
-        run.go(at.GAUSS_NEWTON)
-        return self._ended(run, first) if run.found[at.FIRST_SSE] <= first else None
 
     def _warmed(self, run: NativeRun) -> bool:
         """Phase 1, as far as it is asked for; False where it gave up."""
