@@ -51,3 +51,18 @@ def test_the_refined_sample_is_what_all_data_begin_with():
     result = curve_fit("a*exp(-b*x) + c", X, Y, [1.0, 0.1, 5.0])
     assert result.streaming_diagnostics["sample_passes"] > 40
     assert result.streaming_diagnostics["phase_iterations"]["gauss_newton"] <= 3
+
+
+def test_a_sample_that_misleads_is_judged_on_all_rows():
+    """It misses the narrow line, so that its warm-up ends at the hump below; layer 3 sees that."""
+    x = np.arange(50_000.0)
+    line = 150.0 * np.exp(-(((x - 27_500.0) / 20.0) ** 2))
+    hump = 3.0 * np.exp(-(((x - 25_000.0) / 7_500.0) ** 2))
+    y = 2.0 + line + hump + np.random.default_rng(0).normal(0.0, 1.0, x.size)
+    for options in ({}, {"callback": watch}):
+        result = curve_fit(
+            "h*exp(-((x - m)/w)**2) + c", x, y, [1.0, 27_520.0, 26.0, 1.0],
+            warmup_sample_size=5000, second_opinion=False, **options,
+        )  # fmt: skip
+        assert result.streaming_diagnostics["telemetry"].layer3_cost_guard_triggers == 1
+        assert result.params["m"]["value"] == pytest.approx(27_500.0, abs=1.0)
