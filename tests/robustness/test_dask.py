@@ -1,11 +1,11 @@
 """Fits on a Dask cluster: the bits of one machine, also when workers die, join, or cannot read a file."""
 
 import gc
-import importlib.util
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -55,22 +55,11 @@ def bits(result):
 @pytest.fixture(scope="module")
 def client():
     options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as found:
-        found.register_plugin(KnowsThisModule())
-        yield found
-
-
-class KnowsThisModule(distributed.WorkerPlugin):
-    """Workers, restarted ones too, find this module under the name it has here."""
-
-    def __init__(self):
-        self.path, self.name = __file__, __name__
-
-    def setup(self, worker):
-        if self.name not in sys.modules:
-            spec = importlib.util.spec_from_file_location(self.name, self.path)
-            sys.modules[self.name] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(sys.modules[self.name])
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers, restarted ones too, get the path of this process, and import this module's functions by its name.
+        patch.syspath_prepend(str(Path(__file__).parents[2]))
+        with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster, set_as_default=False) as found:
+            yield found
 
 
 @pytest.fixture(scope="module")
