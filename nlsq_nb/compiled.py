@@ -1,13 +1,14 @@
 """The iterative phases of a small fit, run in native code instead of step by step.
 
 From the same state they end where `Warmup` and `GaussNewton` do, to rounding; what is not plain (a
-bound in the way, a singular system, constant y) they leave to these. `backends.small` has the
+bound in the way, a singular system) they leave to these. `backends.small` has the
 native text; here a state becomes its arrays, and these become a state and events again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from nlsq_nb.events import Event, StepDone
 from nlsq_nb.native_run import NativeRun
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.gauss_newton import GaussNewton
-from nlsq_nb.phases.state import FitState, WarmupState, WarmupStop
+from nlsq_nb.phases.state import FitState, StopReason, WarmupState, WarmupStop
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.protocols import Phase
 from nlsq_nb.retold import MODES, counted, told
@@ -29,6 +30,7 @@ __all__ = [
     "LEFT_OUT",
     "OFF",
     "advance",
+    "finish",
     "is_eligible",
     "is_plain",
     "screen",
@@ -76,10 +78,9 @@ def advance(
     if rows is None:
         return None
     if isinstance(phase, GaussNewton):
-        found = _newton(phase, state, rows, tell)
-    else:
-        assert isinstance(phase, Warmup)
-        found = _warmup(phase, state, rows, objective.weight, tell)
+        return _newton(phase, state, rows, objective, tell)
+    assert isinstance(phase, Warmup)
+    found = _warmup(phase, state, rows, objective.weight, tell)
     if found is None:
         return None
     state, events, passes = found
@@ -145,25 +146,103 @@ def _is_small(state: FitState) -> bool:
 
 def is_plain(phase: Warmup) -> bool:
     """Whether native code knows all that is asked of a warm-up."""
-    usual = phase.line_search == "wolfe" and phase.order == 2
-    return usual and phase.variance > 0.0 and phase.switching.ceiling <= _LONGEST
+    return phase.line_search == "wolfe" and phase.order == 2 and phase.switching.ceiling <= _LONGEST
 
 
 # --- phase 2 ---
 
 
-def _newton(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> Found | None:
+def _newton(
+    phase: GaussNewton, state: FitState, rows: Resident, objective: DataObjective, tell: bool
+) -> tuple[FitState, list[Event]] | None:
     limit = phase.max_iterations
     if tell and limit > _LONGEST:
         return None
-    settings = (phase.tol, phase.initial_radius, state.signal, *_UNUSED)
-    run = NativeRun(state, rows, settings, (limit if tell else 0, limit))
+    run = _newton_run(phase, state, rows, tell)
     run.go(at.GAUSS_NEWTON)
-    stop = run.newton_stop
-    if stop is None:
-        return None
+    return finish(phase, run, state, rows, objective, tell)
+
+
+def _newton_run(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> NativeRun:
+    settings = (phase.tol, phase.initial_radius, state.signal, *_UNUSED)
+    return NativeRun(state, rows, settings, (phase.max_iterations if tell else 0, phase.max_iterations))
+
+
+def finish(
+    phase: GaussNewton, run: NativeRun, state: FitState, rows: Resident, objective: DataObjective, tell: bool
+) -> tuple[FitState, list[Event]] | None:
+    """Bring phase 2 to its end once native code has run it, or as much of it as it can.
+
+    Trials that it leaves to the general way (at bounds, of singular systems) are made in Python, one by one.
+
+    Parameters
+    ----------
+    phase : GaussNewton
+        Phase 2.
+    run : NativeRun
+        The first try.
+    state : FitState
+        What that began with.
+    rows : Resident
+        The rows.
+    objective : DataObjective
+        Over the same; counts the passes.
+    tell : bool
+        Whether the events of every step are wanted.
+
+    Returns
+    -------
+    tuple of (FitState, list of Event), or None
+        The last state and what happened; None where there is no native code.
+    """
+    events: list[Event] = []
+    begun = False
+    try:
+        while run.found and not run.found[at.BROKEN]:
+            where = int(run.found[at.HAPPENED])
+            if run.stop or where != at.UNTOUCHED:
+                state, begun = _reached(run, state), True
+                objective.passes += int(run.found[at.PASSES])
+                events += _told(run, phase.max_iterations)
+            if run.stop:
+                return state, events
+            if where == at.TAKEN:
+                state = phase.judged(state)
+            elif not begun:
+                state, begun = phase.init(state, objective)[0], True
+            else:
+                state = _step(phase, state, objective, events, tell)
+            while state.stop is None and not _is_for_native(state):
+                state = _step(phase, state, objective, events, tell)
+            if state.stop is not None:
+                return state, events
+            run = _newton_run(phase, state, rows, tell)
+            run.take_up(state)
+    except KeyboardInterrupt:
+        if state.sums is None:
+            raise
+        return replace(state, stop=StopReason.INTERRUPTED), events
+    return None
+
+
+def _step(
+    phase: GaussNewton, state: FitState, objective: DataObjective, events: list[Event], tell: bool
+) -> FitState:
+    """One trial in Python."""
+    state, more = phase.step(state, objective)
+    events += more if tell else ()
+    return state
+
+
+def _is_for_native(state: FitState) -> bool:
+    """Whether native code can go on from a state."""
+    return not state.doubtful and bool((state.linear == state.separable).all())
+
+
+def _reached(run: NativeRun, state: FitState) -> FitState:
+    """The state at which native code left phase 2."""
     found, point, scale = run.found, run.point(run.shape.one), run.shape.scale
-    state = replace(
+    return replace(
         state,
         theta=point.theta,
         sums=point.sums,
@@ -174,13 +253,14 @@ def _newton(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> 
         radius=found[at.RADIUS],
         iteration=int(found[at.STEPS]),
         offset=found[at.OFFSET],
-        stop=stop,
+        stop=run.newton_stop,
     )
-    events: list[Event] = [
-        StepDone(int(k), limit, sse, norm, reduction, reach, bool(accepted), tuple(theta))
-        for k, sse, norm, reduction, reach, accepted, *theta in run.log(int(found[at.TOLD])).tolist()
-    ]
-    return state, events, int(found[at.PASSES])
+
+
+def _told(run: NativeRun, limit: int) -> Iterator[Event]:
+    """The trials in the log, if there is one."""
+    for k, sse, norm, reduction, reach, accepted, *theta in run.log(int(run.found[at.TOLD])).tolist():
+        yield StepDone(int(k), limit, sse, norm, reduction, reach, bool(accepted), tuple(theta))
 
 
 # --- phase 1 ---

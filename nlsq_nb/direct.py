@@ -15,25 +15,27 @@ import numpy as np
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
-from nlsq_nb.compiled import LEFT_OUT, is_eligible, is_plain, warmup_asked, warmup_settings
+from nlsq_nb.compiled import LEFT_OUT, advance, finish, is_eligible, is_plain, warmup_asked, warmup_settings
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.drawn import sample_of
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
-from nlsq_nb.events import Event, PhaseDone, PhaseStarted
+from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.native_run import NativeRun
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import NAMES, PhaseHistory
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
-from nlsq_nb.opinion import Look, look_at, second_opinion
-from nlsq_nb.outcome import Observed, diagnostics, result_of, warn_of
+from nlsq_nb.opinion import look_at, second_opinion
+from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.finalize import Outcome
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.refine import Ending, conclude
+from nlsq_nb.phases.setup import better
 from nlsq_nb.phases.state import FitState, StopReason, WarmupStop
+from nlsq_nb.phases.trial import sums_of
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.plan import newton_phase, warmup_phase
 from nlsq_nb.problem import Problem
@@ -71,10 +73,10 @@ class _Plan:
     asked: tuple[int, ...]
     settings: tuple[float, ...]
 
-    def told(self, signal: float, weight: float, variance: float) -> tuple[float, ...]:
+    def told(self, summary: DataSummary, unit: float) -> tuple[float, ...]:
         """All settings, for rows with these moments."""
-        own = (self.newton.tol, self.newton.initial_radius, signal, np.inf, weight, variance, variance)
-        return own + self.settings
+        rows = (summary.signal, np.inf, summary.weight, unit, summary.spread / summary.weight)
+        return (self.newton.tol, self.newton.initial_radius, *rows, *self.settings)
 
 
 _plans: dict[int, tuple[Groups, _Plan | None]] = {}
@@ -100,7 +102,7 @@ def fit_directly(
     -------
     FitResult or None
         None where the fit is for `Fit`: something watches it, the loss is robust, there are many rows or
-        parameters, or a phase gave up or did not converge.
+        parameters, the warm-up gave up, or the fit ended above its start.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def fit_directly(
     warn_of(problem.model, outcome, depth=4)
     steps = int(outcome.state.iteration + (fit.found[at.STEPS] if fit.found else 0.0))
     observed = Observed(fit.passes, steps, backend, lambda: fit.diagnose(outcome))
-    return result_of(fit.problem, source, options, outcome, fit.summary, observed)
+    return result_of(fit.problem, source, options, outcome, fit.summary, observed, fit.notes())
 
 
 class _DirectFit:
@@ -170,8 +172,8 @@ class _DirectFit:
 
     def run(self, warms_up: bool) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
-        plan, state, summary = self._plan, self._state, self.summary
-        if not (is_eligible(plan.newton, state) and summary.spread > 0.0):
+        plan, state = self._plan, self._state
+        if not is_eligible(plan.newton, state):
             return None
         source = self.problem.source
         part = sample_of(self.problem, plan.options) if warms_up else source
@@ -186,13 +188,8 @@ class _DirectFit:
         end = self._on_all(rows, warms_up)
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
-        asks = warms_up or plan.options.checks.second_opinion is True
-        look = look_at(self.problem, plan.options, end, part, summary.spread) if asks else None
-        try:
-            if look is not None and not self._stands(end, part, look):
-                return None
-        except KeyboardInterrupt:
-            end = replace(end, stop=StopReason.INTERRUPTED)
+        if warms_up or plan.options.checks.second_opinion is True:
+            end = self._seconded(end, part)
         self.stamps.append(_now())
         outcome = self._concluded(end)
         self.stamps.append(_now())
@@ -202,15 +199,37 @@ class _DirectFit:
                 sink(event)
         return outcome
 
-    def _stands(self, end: FitState, part: Source, look: Look) -> bool:
-        """Whether a second opinion leads nowhere else."""
+    def _seconded(self, end: FitState, part: Source) -> FitState:
+        """The answer, or where a second opinion led; as `Fit` has it."""
         source, p, weight = self.problem.source, len(end.theta), self.summary.weight
         few = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
-        objective = DataObjective(self._engine_over(source), p, lambda _: None, weight=weight, sample=few)
-        given = (self.problem, self._plan.options, self._backend, end, objective, look)
-        elsewhere = second_opinion(*given, self._opinion.append)
-        self.passes, self.sample_passes = self.passes + objective.passes, self.sample_passes + objective.sample_passes
-        return elsewhere is None
+        whole = DataObjective(self._engine_over(source), p, lambda _: None, weight=weight, sample=few)
+        rows = whole if few is None else DataObjective(self._engine_over(source), p, lambda _: None, weight=weight)
+        options, stands = self._plan.options, False
+        try:
+            while not stands and (look := look_at(self.problem, options, end, part, self.summary.spread)) is not None:
+                start = second_opinion(self.problem, options, self._backend, end, whole, look, self._opinion.append)
+                found = None if start is None else advance(self._plan.newton, start, rows, tell=False)
+                if found is None:
+                    break
+                before, end = sums_of(end).sse, better(end, found[0])
+                after, theta = sums_of(end).sse, tuple(end.theta.tolist())
+                self._opinion.append(SecondOpinionFollowed(before, after, theta))
+                stands = after == before
+        except KeyboardInterrupt:
+            end = replace(end, stop=StopReason.INTERRUPTED)
+        self.passes += whole.passes if rows is whole else whole.passes + rows.passes
+        self.sample_passes += whole.sample_passes
+        return end
+
+    def notes(self) -> tuple[str, ...]:
+        """What a second opinion changed."""
+        if not self._opinion:
+            return ()
+        history = PhaseHistory()
+        for event in self._opinion:
+            history(event)
+        return followed(history)
 
     def _concluded(self, end: FitState) -> Outcome:
         """Phase 3."""
@@ -225,20 +244,20 @@ class _DirectFit:
     # -- phases 1 and 2 ------------------------------------------------------------------------
     def _on_all(self, rows: Resident, warms_up: bool) -> FitState | None:
         """Both phases on all rows."""
-        plan, summary, state = self._plan, self.summary, self._state
-        settings = plan.told(summary.signal, summary.weight, self._unit)
+        plan, state = self._plan, self._state
+        settings = plan.told(self.summary, self._unit)
         if not warms_up:
             run = NativeRun(state, rows, settings, (0, plan.newton.max_iterations))
             self.stamps.append(_now())
             run.go(at.GAUSS_NEWTON)
-            return self._ended(run)
+            return self._ended(run, rows)
         run = NativeRun(state, rows, settings, plan.asked, plan.warmup.memory)
         if not self._warmed(run):
             return None
         self.passes = int(self.found[at.PASSES])
         self.stamps.append(_now())
         run.go_on(plan.newton.max_iterations)
-        return self._ended(run, self.found[at.FIRST_SSE])
+        return self._ended(run, rows, self.found[at.FIRST_SSE])
 
     def _warmed(self, run: NativeRun) -> bool:
         """Phase 1, as far as it is asked for; False where it gave up."""
@@ -249,11 +268,20 @@ class _DirectFit:
         self.marks = run.log(int(self.found[at.TOLD]))[:, 4:6].copy()
         return True
 
-    def _ended(self, run: NativeRun, first: float | None = None) -> FitState | None:
-        """The state in which phase 2 leaves the fit; None where it gave up or did not converge."""
+    def _by_turns(self, run: NativeRun, rows: Resident, first: float) -> FitState | None:
+        """The same where native code leaves trials to Python."""
+        point, p = run.point(run.shape.one), len(self._state.theta)  # where phase 1 ended, if no trial was made since
+        begun = replace(self._state, theta=point.theta, sums=point.sums, first_sse=first)
+        objective = DataObjective(self._engine_over(self.problem.source), p, lambda _: None)
+        found = finish(self._plan.newton, run, begun, rows, objective, tell=False)
+        self.passes += objective.passes
+        return None if found is None else found[0]
+
+    def _ended(self, run: NativeRun, rows: Resident, first: float | None = None) -> FitState | None:
+        """The state in which phase 2 leaves the fit; None where it gave up."""
         stop, found, begun = run.newton_stop, run.found, self._state
-        if stop is None or not stop.success:
-            return None
+        if stop is None:
+            return None if first is None else self._by_turns(run, rows, first)
         self.passes += int(found[at.PASSES])
         end, scale = run.point(run.shape.one), run.shape.scale
         return FitState(
@@ -282,7 +310,7 @@ class _DirectFit:
 
     @property
     def _unit(self) -> float:
-        return self.summary.spread / self.summary.weight
+        return (self.summary.spread or self.summary.signal) / self.summary.weight or 1.0
 
     # -- what is told --------------------------------------------------------------------------
     def _events(self) -> Iterator[Event]:

@@ -88,14 +88,23 @@ class NativeRun:
         first = state.theta if state.first is None else state.first
         box = (state.lower, state.upper, state.normalizer.scales, first, state.theta)
         np.concatenate((settings, *box), out=w[at.SETTINGS : shape.one + shape.n_params])
-        sums, given = state.sums, False
+        sums, given = state.sums, 0
         if sums is not None and sums.order == 2:
-            given, begin, size = True, shape.one + shape.sums, shape.n_sums
+            given, begin, size = 1, shape.one + shape.sums, shape.n_sums
             w[begin : begin + size], w[begin + size : begin + 2 * size] = sums.high, sums.low
         bounded = max(state.lower.tolist()) > -math.inf or min(state.upper.tolist()) < math.inf
         task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
         task[-len(rows.columns) :] = rows.columns
         self._rows, self.stop, self.found = rows, 0, list[float]()
+
+    def take_up(self, state: FitState) -> None:
+        """Go on with phase 2 from a state that it has led to, instead of from a start."""
+        w, scale = self.w, self.shape.scale
+        self.task[at.GIVEN] = at.TAKEN_UP
+        w[at.STEPS], w[at.RELAXED] = state.iteration, state.relaxed
+        w[at.OFFSET], w[at.RADIUS] = state.offset, state.radius
+        w[scale : scale + self.shape.n_params] = state.scale
+        self.go(at.GAUSS_NEWTON)
 
     def go(self, phase: int) -> None:
         """Run a phase from the first record, which becomes its end.

@@ -110,6 +110,10 @@ class GaussNewton:
         """The state itself: a worse trial never becomes the current point."""
         return state
 
+    def judged(self, state: FitState) -> FitState:
+        """The state at a point that was accepted elsewhere, its offset still that of the point before."""
+        return self._judge(state)
+
     def step(self, state: FitState, objective: Objective) -> tuple[FitState, list[Event]]:
         """One trial, or the look around that a singular stationary point needs."""
         before = state

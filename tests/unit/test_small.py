@@ -151,6 +151,22 @@ def test_sums_that_are_given_are_not_measured_again():
     assert known.found[signal] == state.signal
 
 
+@pytest.mark.parametrize("name", ["exponential", "gaussian", "wave"])
+def test_a_phase_that_is_taken_up_ends_with_the_same_bits(name):
+    state, rows = task_of(name)
+    whole, part = run(NEWTON, state, rows), run(replace(NEWTON, max_iterations=3), state, rows)
+    assert part.found[layout.STEPS] == 3 < whole.found[layout.STEPS]
+    rest = compiled._newton_run(NEWTON, between := compiled._reached(part, state), rows, tell=False)
+    rest.take_up(between)
+    assert rest.stop == whole.stop > 0
+    assert rest.point(rest.shape.one).theta.tobytes() == whole.point(whole.shape.one).theta.tobytes()
+    assert rest.found[layout.STEPS] == whole.found[layout.STEPS]
+    with in_python(rows, rest.shape):
+        same = compiled._newton_run(NEWTON, between, rows, tell=False)
+        same.take_up(between)
+    assert same.w.tobytes() == rest.w.tobytes()
+
+
 def test_a_kernel_that_cannot_makes_the_phase_give_up():
     state, rows = task_of("line")
     unable = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 5)(lambda *_: 1)

@@ -19,16 +19,36 @@ from numpy.typing import NDArray
 
 from nlsq_nb.core.layout import sums_size
 
-__all__ = ["GAUSS_NEWTON", "LBFGS", "RESULTS", "SCREENING", "SETTINGS", "WIDTH", "Layout", "layout"]
+__all__ = [
+    "GAUSS_NEWTON",
+    "JUDGED",
+    "LBFGS",
+    "RESULTS",
+    "SCREENING",
+    "SETTINGS",
+    "TAKEN",
+    "TAKEN_UP",
+    "UNTOUCHED",
+    "WIDTH",
+    "Layout",
+    "layout",
+]
 
 LBFGS, GAUSS_NEWTON, SCREENING = 1, 2, 3
 """The phases, and a look at many starts."""
+
+TAKEN_UP = 2
+"""What `task` has at GIVEN where phase 2 goes on from a point that it has left: more than the sums is given."""
+
+UNTOUCHED, TAKEN, JUDGED = range(3)
+"""Where phase 2 stands when it gives up (at HAPPENED): at its start, at a point that is still to be judged, before a
+trial."""
 
 # --- task ---
 (
     KERNEL,  # address of the sums of order 2
     ROWS,
-    GIVEN,  # whether the sums at the start are given
+    GIVEN,  # whether the sums at the start are given, or more
     BOUNDED,  # whether there is any bound
     LINES,  # of the log: 0 where nobody reads it
     CEILING,  # steps at which the phase ends in any case

@@ -22,8 +22,11 @@ from nlsq_nb.backends.small.layout import (
     DAMPING,
     DELTA,
     FALL,
+    GIVEN,
+    HAPPENED,
     HERE,
     INITIAL_RADIUS,
+    JUDGED,
     LENGTH,
     LINES,
     LOG,
@@ -33,6 +36,7 @@ from nlsq_nb.backends.small.layout import (
     OFFSET,
     ONE,
     ORDER,
+    PASSES,
     PLACE,
     PREDICTED,
     RADIUS,
@@ -42,9 +46,12 @@ from nlsq_nb.backends.small.layout import (
     SIGNAL,
     SSE,
     STEPS,
+    TAKEN,
+    TAKEN_UP,
     TOL,
     TOLD,
     TWO,
+    UNTOUCHED,
     WIDTH,
     WORK,
     G,
@@ -190,7 +197,10 @@ def judge(task: Ints, w: Floats, accepted: int) -> int:
         first = before > w[TOL] and before < math.inf and w[STEPS] < task[CEILING]
         if accepted > 0 and first and w[OFFSET] > POLISHED:
             return GO_ON
-        return RELATIVE_OFFSET if sees_all(task, w) and is_regular(task, w) else GAVE_UP
+        if sees_all(task, w) and is_regular(task, w):
+            return RELATIVE_OFFSET
+        w[OFFSET] = before
+        return GAVE_UP
     if accepted == 0 and gain <= noise_of(task, w, 0):
         return ROUNDING if is_regular(task, w) else GAVE_UP
     if accepted == 0 and is_stuck(task, w):
@@ -248,9 +258,10 @@ def is_better(task: Ints, w: Floats, row: int, actual: float) -> int:
 
 @native
 def take(task: Ints, w: Floats, row: int) -> None:
-    """Make a settled point the current one; D grows with its norms."""
+    """Make a settled point the current one, which is still to be judged; D grows with its norms."""
     here, scale, norms = task[HERE], task[SCALE], task[PLACE]
     copy_point(task, w, row, here)
+    w[HAPPENED] = TAKEN
     w[SSE], w[RELAXED] = w[NEW_SSE], w[NEW_RELAXED]
     reduced_norms(task, w, here, norms)
     for k in range(task[P]):
@@ -310,8 +321,14 @@ def attempt(task: Ints, w: Floats) -> int:
 
 
 @native
-def newton(task: Ints, w: Floats) -> int:
-    """Phase 2 from the point measured in the first record: its stop."""
+def begin(task: Ints, w: Floats) -> int:
+    """Settle and judge the start, or take up a phase that was left: a stop, or to go on."""
+    one = int(task[ONE])
+    if task[GIVEN] == TAKEN_UP:
+        if not solve(task, w, one):
+            return GAVE_UP
+        copy_point(task, w, one, task[HERE])
+        return GO_ON
     w[NEW_SSE], w[RADIUS], w[OFFSET] = w[SSE], math.inf, math.inf
     row = settle(task, w)
     if row < 0:
@@ -319,8 +336,23 @@ def newton(task: Ints, w: Floats) -> int:
     for k in range(task[P]):
         w[task[SCALE] + k] = 0.0
     take(task, w, row)
-    stop = judge(task, w, 1)
+    return judge(task, w, 1)
+
+
+@native
+def newton(task: Ints, w: Floats) -> int:
+    """Phase 2 from the point measured in the first record: its stop.
+
+    Where it gives up, the first record is the last point that was taken, and what was found is as it was before the
+    trial that needs the general way.
+    """
+    stop = begin(task, w)
     while stop == GO_ON:
+        w[HAPPENED] = JUDGED
+        steps, passes, told, radius = w[STEPS], w[PASSES], w[TOLD], w[RADIUS]
         stop = attempt(task, w)
-    copy_point(task, w, task[HERE], task[ONE])
+        if stop == GAVE_UP and w[HAPPENED] == JUDGED:
+            w[STEPS], w[PASSES], w[TOLD], w[RADIUS] = steps, passes, told, radius
+    if stop != GAVE_UP or w[HAPPENED] != UNTOUCHED:
+        copy_point(task, w, task[HERE], task[ONE])
     return stop

@@ -23,6 +23,7 @@ from nlsq_nb.backends.small.layout import (
     SSE,
     SUMS,
     TABLE,
+    TAKEN_UP,
     UPPER,
     G,
     H,
@@ -116,7 +117,7 @@ def clear(task: Ints, w: Floats, at: int) -> None:
 def enter(task: Ints, w: Floats) -> bool:
     """Measure the start unless its sums are given; False to give up."""
     one = task[ONE]
-    for k in range(RESULTS):
+    for k in range(RESULTS if task[GIVEN] != TAKEN_UP else 0):
         w[k] = 0.0
     for k in range(task[P]):
         if not w[task[LOWER] + k] < w[one + k] < w[task[UPPER] + k]:

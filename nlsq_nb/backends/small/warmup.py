@@ -360,7 +360,9 @@ def descend(task: Ints, w: Floats) -> int:
 def judge_start(task: Ints, w: Floats) -> int:
     """Layers 1 and 2 as `Warmup.init`; a reason to leave the warm-up out, or to go on."""
     m, p = task[M], task[P]
-    w[RELATIVE] = w[FIRST_SSE] / w[WEIGHT] / w[VARIANCE]
+    w[RELATIVE] = math.inf if w[FIRST_SSE] > 0.0 else 0.0
+    if w[VARIANCE] > 0.0:
+        w[RELATIVE] = w[FIRST_SSE] / w[WEIGHT] / w[VARIANCE]
     w[MODE] = tier(w[RELATIVE], task[ADAPTS] != 0)
     if w[RELATIVE] < w[WARM_START]:
         return WARM_START_FOUND
