@@ -3,7 +3,6 @@
 import gc
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
