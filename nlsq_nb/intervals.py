@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nlsq_nb.codegen.evaluate import evaluate
-from nlsq_nb.core.columns import split_columns
+from nlsq_nb.core.columns import numeric, split_columns
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.profile import End, Held, end_of_interval, follow
 from nlsq_nb.errors import ConvergenceWarning, DataError, UnsupportedOption
@@ -153,18 +154,20 @@ def _profiles(
     result: Any, refit: Refit | None, level: float, half: Floats
 ) -> tuple[Floats, Floats, dict[str, str]]:
     """The same from a profile of each parameter."""
-    optimum, notes = _optimum(result, refit), {}
+    notes = {}
     lower, upper = result.popt.copy(), result.popt.copy()
-    for k, name in enumerate(result.names):
-        if result.bounds[0][k] == result.bounds[1][k]:
-            notes[name] = "fixed"
-            continue
-        found = _profile(result, optimum, k, level, float(half[k]))
-        lower[k], upper[k] = found.interval
-        if found.note:
-            notes[name] = found.note
-        if found.better is not None:
-            _warn_of_better(result, found, depth=5)
+    with closing(_at_hand(result, refit)) as again:
+        optimum = again, again.optimum()
+        for k, name in enumerate(result.names):
+            if result.bounds[0][k] == result.bounds[1][k]:
+                notes[name] = "fixed"
+                continue
+            found = _profile(result, optimum, k, level, float(half[k]))
+            lower[k], upper[k] = found.interval
+            if found.note:
+                notes[name] = found.note
+            if found.better is not None:
+                _warn_of_better(result, found, depth=5)
     return lower, upper, notes
 
 
@@ -178,7 +181,8 @@ def profile_of(
     if result.bounds[0][k] == result.bounds[1][k]:
         raise DataError(f"parameter {name!r} is fixed by equal bounds: it has no profile")
     half = _half_widths(result, level)
-    found = _profile(result, _optimum(result, refit), k, level, float(half[k]), points)
+    with closing(_at_hand(result, refit)) as again:
+        found = _profile(result, (again, again.optimum()), k, level, float(half[k]), points)
     if found.better is not None:
         _warn_of_better(result, found, depth=4)
     return found
@@ -198,7 +202,7 @@ def band_of(result: Any, x: Any, level: float, kind: str, sigma: ArrayLike | Non
         variance[:, rows] = _variance(jac, result.pcov)
     values, variance = (a if model.n_outputs > 1 else a[0] for a in (values, variance))
     if kind == "prediction":
-        variance = variance + _scatter(result, sigma)
+        variance = variance + _scatter(result, sigma, values.shape)
     elif sigma is not None:
         raise DataError("sigma is that of new observations; give it with kind='prediction'")
     half = factor * np.sqrt(variance)
@@ -216,28 +220,33 @@ def _variance(jac: Floats, pcov: Floats) -> Floats:
     return np.asarray(np.where((jac[:, ~known] != 0.0).any(axis=1), np.inf, found))
 
 
-def _scatter(result: Any, sigma: ArrayLike | None) -> Any:
+def _scatter(result: Any, sigma: ArrayLike | None, shape: tuple[int, ...]) -> Any:
     """The variance of a new observation about the model."""
     if sigma is None and not result.unweighted:
         raise DataError(
             "the fit was weighted: give sigma, the standard deviation of the new observations in the units "
             "of the fit's"
         )
+    given = numeric(1.0 if sigma is None else sigma, "sigma")
+    if given.shape not in ((), (1,), shape):
+        raise DataError(f"sigma has shape {given.shape}, the predictions have shape {shape}; they must agree")
+    if not (np.isfinite(given) & (given >= 0)).all():
+        raise DataError("sigma of new observations must be finite and not negative")
     unit = 1.0 if result.absolute_sigma else result.reduced_chi2
-    return unit * np.asarray(1.0 if sigma is None else sigma, dtype=np.float64) ** 2
+    return unit * given.astype(np.float64) ** 2
 
 
 # --- likelihood ---
 
 
-def _optimum(result: Any, refit: Refit | None) -> tuple[Refit, Held]:
+def _at_hand(result: Any, refit: Refit | None) -> Refit:
     if result.loss != "linear":
         raise UnsupportedOption(f"loss={result.loss!r} has no likelihood to profile; use method='wald'")
     if refit is None:
         raise DataError(
             "the data stayed in the process of the fit: there are no profiles; use method='wald'"
         )
-    return refit, refit.optimum()
+    return refit
 
 
 def _profile(

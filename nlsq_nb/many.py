@@ -33,7 +33,7 @@ from nlsq_nb.sources.weights import checked_sigma, weights_from_sigma
 __all__ = ["ManyFits", "fit_many"]
 
 Floats = NDArray[np.float64]
-_EPS = float(np.finfo(np.float64).eps)
+_EPS, _LEAST = float(np.finfo(np.float64).eps), float(np.finfo(np.float64).tiny)
 _PLAIN = 1e6  # condition of the column-scaled JᵀWJ up to which its inverse has ten digits
 _NAMED = 10  # rows that a warning lists
 
@@ -301,7 +301,8 @@ def _prepared(
             signal = np.einsum("kmn,kmn->k", wide, wide)
     starts = _starts(calls, problem, strategy)
     allowed = (problem.bounds[0] <= starts[0]) & (starts[0] <= problem.bounds[1])
-    signal = np.where(allowed.all(axis=1), signal, np.nan)  # what cannot be fitted is told one by one
+    lost = (signal < _LEAST) & outputs.any(axis=(1, 2))  # squares of y that underflow
+    signal = np.where(allowed.all(axis=1) & ~lost, signal, np.nan)  # what cannot be fitted is told one by one
     ends = newton_batch(phase, state, rows, varying, signal, starts, getattr(where, "n_threads", 1))
     return None if ends is None else (ends, signal)
 

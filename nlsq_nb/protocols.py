@@ -184,3 +184,6 @@ class Refit(Protocol):
 
     def __call__(self, theta: Floats, k: int) -> Held:
         """The best point with parameter k held where theta has it, from theta."""
+
+    def close(self) -> None:
+        """Let go of files and threads; a later call opens them anew."""

@@ -19,6 +19,7 @@ from nlsq_nb.phases.trial import rounding_of, sums_of
 from nlsq_nb.plan import newton_phase, objective_over
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend
+from nlsq_nb.sources.retrying import close
 
 __all__ = ["HeldFit"]
 
@@ -91,6 +92,10 @@ class HeldFit:
             raise KeyboardInterrupt
         assert end.stop is not None
         return Held(end.theta, sums_of(end), end.stop.success)
+
+    def close(self) -> None:
+        """Let go of what the passes have opened."""
+        close(self.problem.source)
 
     @cached_property
     def _objective(self) -> DataObjective:

@@ -135,12 +135,12 @@ class Residuals:
             x (k, rows), y (m, rows) and the residuals (m, rows), float64.
         """
         step, parts = -(-self.source.n_rows // at_most), []
-        for each in self.source.chunks():
-            chunk = each.host()
-            rows = slice(-chunk.start % step, None, step)
-            x, y = (tuple(c[rows].astype(np.float64) for c in part) for part in (chunk.x, chunk.y))
-            some = Chunk(chunk.start, x, y)
-            parts.append((np.stack(x), np.stack(y), self._of(some)))
+        with closing(self.source):
+            for each in self.source.chunks():
+                chunk = each.host()
+                rows = slice(-chunk.start % step, None, step)
+                x, y = (tuple(c[rows].astype(np.float64) for c in part) for part in (chunk.x, chunk.y))
+                parts.append((np.stack(x), np.stack(y), self._of(Chunk(chunk.start, x, y))))
         joined = [np.concatenate(part, axis=1) for part in zip(*parts, strict=True)]
         return joined[0], joined[1], joined[2]
 

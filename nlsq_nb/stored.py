@@ -21,10 +21,11 @@ __all__ = ["from_data", "to_data"]
 
 _FORMAT = 1
 _FOR_READERS = ("reduced_chi2", "r_squared", "aic", "bic", "params")  # they follow from the rest
-_FIELDS = (
-    "message", "sse", "cost", "loss", "f_scale", "n_points", "dof", "nit", "nfev", "njev", "optimality",
-    "spread", "backend", "absolute_sigma", "weight",
-)  # fmt: skip
+_FIELDS: dict[str, type[Any]] = {
+    "message": str, "sse": float, "cost": float, "loss": str, "f_scale": float, "n_points": int, "dof": int,
+    "nit": int, "nfev": int, "njev": int, "optimality": float, "spread": float, "backend": str,
+    "absolute_sigma": bool, "weight": float,
+}  # fmt: skip
 _ARRAYS = {"popt": float, "pcov": float, "grad": float, "active_mask": int}
 _DIAGNOSTICS = ("phase_timings", "phase_iterations", "total_time", "data_passes", "sample_passes", "condition")
 
@@ -88,7 +89,7 @@ def from_data(text: str) -> dict[str, Any]:
 
 def _read(data: dict[str, Any]) -> dict[str, Any]:
     status, names = StopReason[data["status"]], tuple(map(str, data["names"]))
-    found: dict[str, Any] = {name: _number(data[name]) for name in _FIELDS}
+    found: dict[str, Any] = {name: _field(name, kind, data[name]) for name, kind in _FIELDS.items()}
     found |= {name: np.array(_number(data[name]), dtype=kind) for name, kind in _ARRAYS.items()}
     low, high = (np.array(_number(side), dtype=np.float64) for side in data["bounds"])
     p = len(names)
@@ -109,8 +110,16 @@ def _read(data: dict[str, Any]) -> dict[str, Any]:
         "model_text": str(data["model"]),
         "_diagnose": partial(dict, _number(data["streaming_diagnostics"])),
         "_model": model,
-        "_options": config_from(None, data["config"]),
+        "_options": config_from(None, {**data["config"]}),
     }
+
+
+def _field(name: str, kind: type[Any], stored: Any) -> Any:
+    """A number, a text or a flag of a result, if it is one."""
+    value = _number(stored) if kind is float else stored
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise TypeError(f"{name}={stored!r} is not of type {kind.__name__}")
+    return kind(value)
 
 
 def _definition(result: Any) -> Any:

@@ -9,6 +9,7 @@ import math
 import numbers
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +115,8 @@ class Whole:
         whole = isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool)
         if not whole or value < self.least or (self.most is not None and value > self.most):
             raise refuse(name, value, f"{self.wanted} is needed")
+        if value > sys.maxsize:  # native code counts in 64 bits
+            raise refuse(name, value, f"{sys.maxsize} is the most")
         return int(value)
 
 

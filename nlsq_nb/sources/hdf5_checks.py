@@ -122,8 +122,10 @@ def misdeed(data_set: Any, file_bytes: int) -> str:
     import h5py
 
     made, shape = data_set.id.get_create_plist(), data_set.shape
-    declared = math.prod(shape or (0,)) * data_set.dtype.itemsize
-    if max(shape or (0,)) > _MOST_ROWS:
+    if not shape:
+        return "it is a single value, rows are needed" if shape == () else "it is empty"
+    declared = math.prod(shape) * data_set.dtype.itemsize
+    if max(shape) > _MOST_ROWS:
         return f"its shape is {shape}"
     stored = data_set.id.get_storage_size()
     if stored > file_bytes or (declared and not stored):

@@ -93,6 +93,15 @@ def test_one_bad_set_does_not_spoil_the_others():
     assert fits.success[4] == (4 not in fits.failures)
 
 
+@pytest.mark.parametrize(("unit", "what"), [(1e-200, "underflow"), (1e200, "overflow")])
+def test_a_set_whose_squares_leave_the_range_is_named(unit, what):
+    with pytest.warns(ConvergenceWarning, match="1 of 3 fits did not converge: 1;"):
+        fits = fit_many(DECAY, X, Y[:3] * np.array([[1.0], [unit], [0.0]]))
+    assert what in fits.failures[1]
+    assert np.isnan(fits.popt[1]).all()
+    assert fits.success[[0, 2]].all()
+
+
 def test_undetermined_parameters_have_infinite_errors():
     fits = fit_many("(a + b)*x", X, Y[:3], p0=[1, 1])
     assert np.isinf(fits.perr).all()

@@ -107,6 +107,14 @@ def compound(file, path):
     file["x"] = np.zeros(N, [("a", "f8")])
 
 
+def a_single_value(file, path):
+    file["x"] = 1.5
+
+
+def an_empty_one(file, path):
+    file["x"] = h5py.Empty("f8")
+
+
 REFUSED = {
     external_link: "soft or external link",
     soft_link: "soft or external link",
@@ -125,6 +133,8 @@ REFUSED = {
     objects: "real numbers are needed",
     complex_numbers: "real numbers are needed",
     compound: "real numbers are needed",
+    a_single_value: "it is a single value",
+    an_empty_one: "it is empty",
 }
 MINE = (external_link, soft_link, soft_group, external_storage, virtual, never_written, hole, huge_chunk)
 TABLES = (external_link, soft_link, external_storage, virtual, never_written_huge, bomb, plug_in, strings)

@@ -291,6 +291,21 @@ def test_a_generator_is_closed_and_its_rows_are_gone():
         curve_fit(MODEL, generator, p0=P0, **STREAM)
 
 
+@pytest.mark.parametrize("what", ["profile", "intervals", "residuals", "picture"])
+def test_a_file_is_closed_when_a_result_has_read_it_again(path, what):
+    found = curve_fit(MODEL, path, p0=P0, **STREAM)
+    before = held()
+    if what == "profile":
+        found.profile("b")
+    elif what == "intervals":
+        found.confidence_intervals(method="profile")
+    elif what == "residuals":
+        next(found.residual_chunks())
+    else:
+        found._residuals.drawn(100)
+    assert held() == before
+
+
 # -- callbacks, and who interrupts ---------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["file", "generator", "function"])
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, StopFit])

@@ -287,6 +287,9 @@ def test_bands_of_weighted_fits_want_sigma():
     np.testing.assert_allclose(far.upper - far.values, ndtri(0.975) * np.hypot(error, sigma), rtol=1e-9)
     with pytest.raises(UnsupportedOption, match="tolerance"):
         result.predict(X, 0.95, kind="tolerance")
+    for wrong in (-1.0, np.nan, np.inf, [1.0, 2.0], "wide", 1j):
+        with pytest.raises(DataError, match="sigma"):
+            result.predict(X, 0.95, kind="prediction", sigma=wrong)
 
 
 def test_bands_of_several_outputs_and_undetermined_parameters():

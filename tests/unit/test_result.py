@@ -105,8 +105,13 @@ def test_json_of_infinities_and_of_python_functions():
         {"config": {"no_such_option": 1}},
         {"definition": {"format": 1}},
         {"bounds": None},
+        {"config": []},
+        {"sse": None},
+        {"dof": 3.5},
+        {"message": ["fine"]},
+        {"absolute_sigma": 1},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_json_that_is_no_result_is_refused(result, change):
     with pytest.raises(DataError):

@@ -77,6 +77,7 @@ def test_flags_among_words(name):
         (Flag(), np.int64(1)),
         (Flag(), np.float64(1.0)),
         (Flag(), np.array(True)),  # noqa: FBT003
+        (Whole(1), 10**30),
         (Whole(0), np.True_),
         (Whole(0), np.float64(3.0)),
         (Number(), np.True_),
