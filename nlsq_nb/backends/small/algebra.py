@@ -31,11 +31,12 @@ from nlsq_nb.backends.small.native import Floats, Ints, native
 
 __all__ = [
     "EPS",
-    "condition",
     "dot",
     "factorize",
     "forward",
     "full_step",
+    "inverse_trace",
+    "is_conditioned",
     "norm",
     "reduced_norms",
     "relax",
@@ -106,6 +107,31 @@ def condition(w: Floats, a: int, stride: int, count: int) -> float:
     if root * root > 0.0:
         return max(count, 1) * math.e / (root * root)
     return math.inf
+
+
+@native
+def inverse_trace(w: Floats, a: int, stride: int, count: int) -> float:
+    """The trace of the inverse of the leading block: Σ over the columns of L⁻¹, made in the unused triangle.
+
+    Its condition is at least this over `count`, and at most `count` times as much.
+    """
+    total = 0.0
+    for j in range(count):
+        first = 1.0 / w[a + j * stride + j]
+        total += first * first
+        for i in range(j + 1, count):
+            left = w[a + i * stride + j] * first
+            for k in range(j + 1, i):
+                left += w[a + i * stride + k] * w[a + j * stride + k]
+            w[a + j * stride + i] = -left / w[a + i * stride + i]
+            total += w[a + j * stride + i] * w[a + j * stride + i]
+    return total
+
+
+@native
+def is_conditioned(w: Floats, a: int, stride: int, count: int, limit: float) -> bool:
+    """Whether the condition of the leading block is at most a limit."""
+    return condition(w, a, stride, count) <= limit or count * inverse_trace(w, a, stride, count) <= limit
 
 
 @native

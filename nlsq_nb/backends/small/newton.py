@@ -6,10 +6,11 @@ import math
 
 from nlsq_nb.backends.small.algebra import (
     EPS,
-    condition,
     dot,
     factorize,
     full_step,
+    inverse_trace,
+    is_conditioned,
     reduced_norms,
     relax,
     step_of,
@@ -76,7 +77,7 @@ GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED = 
 def solve(task: Ints, w: Floats, at: int) -> bool:
     """Factorise the sums of a point; False where the general way is needed (`Quadratic`)."""
     p, m = task[P], task[M]
-    if not factorize(task, w, at, p) or EPS * condition(w, at + task[L], p, m) > TRUSTED:
+    if not factorize(task, w, at, p) or not is_conditioned(w, at + task[L], p, m, TRUSTED / EPS):
         return False
     clear(task, w, at)
     relax(task, w, at, p, at + task[Y], at + task[CHANGE])
@@ -90,12 +91,12 @@ def relaxed(task: Ints, w: Floats, at: int, sse: float) -> float:
 
 
 @native
-def is_hopeless(task: Ints, w: Floats, least: float) -> int:
-    """Whether a trial cannot become better than the current point; −1 where that takes a closer look."""
-    lost = min(1.0, EPS * condition(w, task[ONE] + task[L], task[P], task[M]))
-    if least >= w[RELAXED] + 4.0 * w[NEW_SSE] * lost:
-        return 1
-    return -1 if least >= w[RELAXED] + 4.0 * w[NEW_SSE] * EPS else 0
+def is_hopeless(task: Ints, w: Floats, least: float) -> bool:
+    """Whether a trial cannot become better than the current point, but for rounding."""
+    if least < w[RELAXED] + 4.0 * w[NEW_SSE] * EPS:
+        return False
+    lost = min(1.0, EPS * inverse_trace(w, task[ONE] + task[L], task[P], task[M]))
+    return bool(least >= w[RELAXED] + 4.0 * w[NEW_SSE] * lost)
 
 
 @native
@@ -112,10 +113,8 @@ def settle(task: Ints, w: Floats) -> int:
     worse = trial and w[OFFSET] > w[TOL] and sse > w[SSE]
     if task[M] == 0 or not (worse or dot(w, one + task[Y], one + task[Y], task[M]) > POLISH * least):
         return one
-    if trial:
-        hopeless = is_hopeless(task, w, least)
-        if hopeless != 0:
-            return one if hopeless > 0 else -1
+    if trial and is_hopeless(task, w, least):
+        return one
     for k in range(task[P]):
         w[two + k] = w[task[PLACE] + k]
     new = measure(task, w, two)
@@ -158,7 +157,7 @@ def offset_of(gain: float, sse: float) -> float:
 def is_regular(task: Ints, w: Floats) -> bool:
     """Whether all parameters are determined at the current point."""
     p = task[P]
-    return bool(condition(w, task[HERE] + task[L], p, p) * p * SINGULAR < 1.0)
+    return is_conditioned(w, task[HERE] + task[L], p, p, 1.0 / (p * SINGULAR))
 
 
 @native

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nlsq_nb.backends.small.algebra import EPS, condition, dot, factorize, forward, norm, relax
+from nlsq_nb.backends.small.algebra import EPS, dot, factorize, forward, is_conditioned, norm, relax
 from nlsq_nb.backends.small.layout import (
     ADAPTS,
     BASE,
@@ -97,7 +97,7 @@ def tier(relative: float, adapts: bool) -> int:
 def is_trusted(task: Ints, w: Floats, at: int) -> bool:
     """Factorise the linear parameters' own system; whether they may be solved for apart."""
     m = int(task[M])
-    return factorize(task, w, at, m) and EPS * condition(w, at + task[L], m, m) <= TRUSTED
+    return factorize(task, w, at, m) and is_conditioned(w, at + task[L], m, m, TRUSTED / EPS)
 
 
 @native
