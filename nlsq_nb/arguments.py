@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -230,8 +231,8 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
         For anything else, and for nan.
     """
     p, names = model.n_params, model.params
-    if bounds is None or (type(bounds) is tuple and all(type(b) is float for b in bounds) and bounds == _FREE):
-        return np.full(p, -np.inf), np.full(p, np.inf)
+    if bounds is None or bounds is _FREE or (type(bounds) is tuple and _is_free(bounds)):
+        return _unbounded(p)
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
         bounds = (bounds.lb, bounds.ub)
     if isinstance(bounds, Mapping):
@@ -250,6 +251,20 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
     if np.isnan(low).any() or np.isnan(high).any():
         raise DataError(f"bounds of parameter {names[int(np.argmax(np.isnan(low + high)))]!r} are nan")
     return low, high
+
+
+def _is_free(bounds: tuple[Any, ...]) -> bool:
+    """Whether bounds are SciPy's default."""
+    return len(bounds) == 2 and type(bounds[0]) is type(bounds[1]) is float and bounds == _FREE
+
+
+@lru_cache(maxsize=32)
+def _unbounded(p: int) -> tuple[Floats, Floats]:
+    """Bounds that no parameter meets, the same read-only arrays for all fits."""
+    sides = np.full(p, -np.inf), np.full(p, np.inf)
+    for side in sides:
+        side.setflags(write=False)
+    return sides
 
 
 def _side(values: Any, end: float) -> Floats:
@@ -312,7 +327,7 @@ def read_start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:
             except (TypeError, ValueError, OverflowError):
                 raise DataError(f"p0[{name!r}] is {value!r}; a number is needed") from None
         return start
-    if np.ma.is_masked(p0):
+    if isinstance(p0, np.ma.MaskedArray) and np.ma.is_masked(p0):
         raise DataError("p0 has masked entries; give a number for every parameter")
     try:
         values = np.atleast_1d(np.asarray(p0, dtype=np.float64))

@@ -7,22 +7,22 @@ gives up. What is told about a fit (history, telemetry) is put together here whe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
-from nlsq_nb.compiled import LEFT_OUT, advance, finish, is_eligible, is_plain, warmup_asked, warmup_settings
+from nlsq_nb.compiled import LEFT_OUT, advance, is_eligible
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.chunk import Resident
 from nlsq_nb.drawn import sample_of
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
-from nlsq_nb.native_run import NativeRun
+from nlsq_nb.in_native import NativePhases, NativePlan, plan_of
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import NAMES, PhaseHistory
 from nlsq_nb.observe.recording import TelemetryObserver
@@ -31,55 +31,17 @@ from nlsq_nb.opinion import look_at, second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
 from nlsq_nb.outset import first_state, retrying
 from nlsq_nb.phases.finalize import Outcome
-from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.refine import Ending, conclude
 from nlsq_nb.phases.setup import better
-from nlsq_nb.phases.state import FitState, StopReason, WarmupStop
+from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.phases.trial import sums_of
-from nlsq_nb.phases.warmup import Warmup
-from nlsq_nb.plan import newton_phase, warmup_phase
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
-from nlsq_nb.scan import DataSummary, summarize
+from nlsq_nb.scan import summarize
 
 __all__ = ["fit_directly"]
-
-_KNOWN = 64  # options whose phases are kept
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The phases that some options ask for.
-
-    Attributes
-    ----------
-    options : Groups
-        Themselves: a plan belongs to one object.
-    newton : GaussNewton
-        Phase 2.
-    warmup : Warmup
-        Phase 1, but for what the data say.
-    asked : tuple of int
-        What native code is asked for.
-    settings : tuple of float
-        What it is told beside what the data say.
-    """
-
-    options: Groups
-    newton: GaussNewton
-    warmup: Warmup
-    asked: tuple[int, ...]
-    settings: tuple[float, ...]
-
-    def told(self, summary: DataSummary, unit: float) -> tuple[float, ...]:
-        """All settings, for rows with these moments."""
-        rows = (summary.signal, np.inf, summary.weight, unit, summary.spread / summary.weight)
-        return (self.newton.tol, self.newton.initial_radius, *rows, *self.settings)
-
-
-_plans: dict[int, tuple[Groups, _Plan | None]] = {}
 
 
 def fit_directly(
@@ -109,7 +71,7 @@ def fit_directly(
     DataError
         For data or a start that cannot be fitted.
     """
-    plan = _plan_of(options)
+    plan = plan_of(options)
     beyond = problem.loss.is_robust or problem.whitening is not None
     if backend.name != "cpu" or plan is None or beyond:
         return None
@@ -125,8 +87,7 @@ def fit_directly(
     if outcome is None:
         return None
     warn_of(problem.model, outcome, depth=4)
-    steps = int(outcome.state.iteration + (fit.found[at.STEPS] if fit.found else 0.0))
-    observed = Observed(fit.passes, steps, backend, lambda: fit.diagnose(outcome))
+    observed = Observed(fit.passes, fit.steps_to(outcome), backend, lambda: fit.diagnose(outcome))
     return result_of(fit.problem, source, options, outcome, fit.summary, observed, fit.notes())
 
 
@@ -135,7 +96,7 @@ class _DirectFit:
 
     Parameters
     ----------
-    plan : _Plan
+    plan : NativePlan
         Its phases.
     problem : Problem
         What is fitted, with a source that deals with faults.
@@ -146,52 +107,37 @@ class _DirectFit:
     ----------
     summary : DataSummary
         Counts and moments of the data.
-    passes, sample_passes : int
-        Over all rows, and over the sample.
-    warmup : WarmupStop or None
-        How phase 1 ended; None where it was left out.
-    found : list of float
-        What it found.
-    marks : ndarray, shape (steps, 2)
-        What happened in its steps; see `counted`.
     stamps : list of (float, float)
         When the phases began and the fit ended: seconds since the epoch, and of a clock that is steady.
     """
 
-    def __init__(self, plan: _Plan, problem: Problem, backend: Backend) -> None:
+    def __init__(self, plan: NativePlan, problem: Problem, backend: Backend) -> None:
         self.stamps = [_now()]
         self.problem, self._plan, self._backend = problem, plan, backend
         model, source = problem.model, problem.source
         self.summary = summarize(source, model.x, plan.options.data.validate, backend)
         self._state = first_state(problem, plan.options, self.summary)
-        self.passes = self.sample_passes = 0
-        self.warmup: WarmupStop | None = None
-        self.found: list[float] = []
-        self.marks = np.zeros((0, 2))
         self._opinion: list[Event] = []
+        self._counted: list[DataObjective] = []
 
     def run(self, warms_up: bool) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
-        plan, state = self._plan, self._state
+        plan, state, source = self._plan, self._state, self.problem.source
         if not is_eligible(plan.newton, state):
             return None
-        source = self.problem.source
         part = sample_of(self.problem, plan.options) if warms_up else source
-        # what a sample leads to is judged on all rows by `Warmup.check`
-        if part is not source and False in state.separable.tolist() and plan.warmup.switching.limit:
-            return None
-        engine = self._engine_over(source)
-        rows = engine.resident()
-        if rows is None:
+        few = None if part is source else self._engine_over(part)
+        phases = self._phases = NativePhases(plan, state, self.summary, self._engine_over(source), few)
+        self.stamps.append(_now())
+        if warms_up and not phases.warm():
             return None
         self.stamps.append(_now())
-        end = self._on_all(rows, warms_up)
+        end = phases.converge()
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
-        if warms_up or plan.options.checks.second_opinion is True:
-            end = self._seconded(end, part)
+        found = self._seconded(end, part) if warms_up or plan.options.checks.second_opinion is True else end
         self.stamps.append(_now())
-        outcome = self._concluded(end)
+        outcome = self._concluded(found, phases.inverse if found is end else None)
         self.stamps.append(_now())
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
@@ -201,13 +147,10 @@ class _DirectFit:
 
     def _seconded(self, end: FitState, part: Source) -> FitState:
         """The answer, or where a second opinion led; as `Fit` has it."""
-        source, p, weight = self.problem.source, len(end.theta), self.summary.weight
-        few = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
-        whole = DataObjective(self._engine_over(source), p, lambda _: None, weight=weight, sample=few)
-        rows = whole if few is None else DataObjective(self._engine_over(source), p, lambda _: None, weight=weight)
-        options, stands = self._plan.options, False
+        options, stands, spread = self._plan.options, False, self.summary.spread
         try:
-            while not stands and (look := look_at(self.problem, options, end, part, self.summary.spread)) is not None:
+            while not stands and (look := look_at(self.problem, options, end, part, spread)) is not None:
+                whole, rows = self._objectives(part)
                 start = second_opinion(self.problem, options, self._backend, end, whole, look, self._opinion.append)
                 found = None if start is None else advance(self._plan.newton, start, rows, tell=False)
                 if found is None:
@@ -218,9 +161,37 @@ class _DirectFit:
                 stands = after == before
         except KeyboardInterrupt:
             end = replace(end, stop=StopReason.INTERRUPTED)
-        self.passes += whole.passes if rows is whole else whole.passes + rows.passes
-        self.sample_passes += whole.sample_passes
         return end
+
+    def _objectives(self, part: Source) -> tuple[DataObjective, DataObjective]:
+        """Over all rows, with a sample and without one; the same at every call."""
+        if not self._counted:
+            source, p, weight = self.problem.source, len(self._state.theta), self.summary.weight
+
+            def over(rows: Source, weight: float | None, few: Callable[[], DataObjective] | None) -> DataObjective:
+                return DataObjective(self._engine_over(rows), p, lambda _: None, weight=weight, sample=few)
+
+            self._counted.append(over(source, weight, None))
+            if part is not source:
+                self._counted.append(over(source, weight, lambda: over(part, None, None)))
+        return self._counted[-1], self._counted[0]
+
+    def _concluded(self, end: FitState, inverse: tuple[NDArray[np.float64], float] | None) -> Outcome:
+        """Phase 3."""
+        options = self._plan.options
+        known = (self.summary.n_residuals, self.problem.absolute_sigma)
+        ending = Ending(*known, options.checks.covariance_method, options.gauss_newton.tol, inverse=inverse)
+        return conclude(end, lambda: self._objectives(self.problem.source)[1], ending)
+
+    @property
+    def passes(self) -> int:
+        """Over all rows."""
+        return self._phases.passes + sum(each.passes for each in self._counted)
+
+    def steps_to(self, outcome: Outcome) -> int:
+        """Of phases 1 and 2."""
+        found = self._phases.found
+        return outcome.state.iteration + (int(found[at.STEPS]) if found else 0)
 
     def notes(self) -> tuple[str, ...]:
         """What a second opinion changed."""
@@ -231,99 +202,24 @@ class _DirectFit:
             history(event)
         return followed(history)
 
-    def _concluded(self, end: FitState) -> Outcome:
-        """Phase 3."""
-        options, weight = self._plan.options, self.summary.weight
-        objective = DataObjective(self._engine_over(self.problem.source), len(end.theta), lambda _: None, weight=weight)
-        method, tol = options.checks.covariance_method, options.gauss_newton.tol
-        ending = Ending(self.summary.n_residuals, self.problem.absolute_sigma, method, tol)
-        outcome = conclude(end, lambda: objective, ending)
-        self.passes += objective.passes
-        return outcome
-
-    # -- phases 1 and 2 ------------------------------------------------------------------------
-    def _on_all(self, rows: Resident, warms_up: bool) -> FitState | None:
-        """Both phases on all rows."""
-        plan, state = self._plan, self._state
-        settings = plan.told(self.summary, self._unit)
-        if not warms_up:
-            run = NativeRun(state, rows, settings, (0, plan.newton.max_iterations))
-            self.stamps.append(_now())
-            run.go(at.GAUSS_NEWTON)
-            return self._ended(run, rows)
-        run = NativeRun(state, rows, settings, plan.asked, plan.warmup.memory)
-        if not self._warmed(run):
-            return None
-        self.passes = int(self.found[at.PASSES])
-        self.stamps.append(_now())
-        run.go_on(plan.newton.max_iterations)
-        return self._ended(run, rows, self.found[at.FIRST_SSE])
-
-    def _warmed(self, run: NativeRun) -> bool:
-        """Phase 1, as far as it is asked for; False where it gave up."""
-        run.go(at.LBFGS)
-        self.warmup, self.found = run.warmup_stop, run.found
-        if self.warmup is None:
-            return False
-        self.marks = run.log(int(self.found[at.TOLD]))[:, 4:6].copy()
-        return True
-
-    def _by_turns(self, run: NativeRun, rows: Resident, first: float) -> FitState | None:
-        """The same where native code leaves trials to Python."""
-        point, p = run.point(run.shape.one), len(self._state.theta)  # where phase 1 ended, if no trial was made since
-        begun = replace(self._state, theta=point.theta, sums=point.sums, first_sse=first)
-        objective = DataObjective(self._engine_over(self.problem.source), p, lambda _: None)
-        found = finish(self._plan.newton, run, begun, rows, objective, tell=False)
-        self.passes += objective.passes
-        return None if found is None else found[0]
-
-    def _ended(self, run: NativeRun, rows: Resident, first: float | None = None) -> FitState | None:
-        """The state in which phase 2 leaves the fit; None where it gave up."""
-        stop, found, begun = run.newton_stop, run.found, self._state
-        if stop is None:
-            return None if first is None else self._by_turns(run, rows, first)
-        self.passes += int(found[at.PASSES])
-        end, scale = run.point(run.shape.one), run.shape.scale
-        return FitState(
-            theta=end.theta,
-            normalizer=begun.normalizer,
-            lower=begun.lower,
-            upper=begun.upper,
-            free=begun.free,
-            separable=begun.separable,
-            linear=begun.separable,
-            signal=found[at.SIGNAL],
-            sums=end.sums,
-            relaxed=found[at.RELAXED],
-            scale=run.w[scale : scale + len(end.theta)].copy(),
-            radius=found[at.RADIUS],
-            iteration=int(found[at.STEPS]),
-            offset=found[at.OFFSET],
-            stop=stop,
-            first=begun.first,
-            first_sse=found[at.FIRST_SSE] if first is None else first,
-        )
-
     def _engine_over(self, source: Source) -> LocalEngine:
         kernel = self._backend.compile(self.problem.model.program, self.problem.source.dtype)
         return LocalEngine(self._backend, kernel, source)
 
-    @property
-    def _unit(self) -> float:
-        return (self.summary.spread or self.summary.signal) / self.summary.weight or 1.0
-
     # -- what is told --------------------------------------------------------------------------
     def _events(self) -> Iterator[Event]:
         """What happened in phase 1."""
-        if self.warmup is not None:
-            yield from counted(self._plan.warmup, self.warmup, self.found, self.marks)
+        ran = self._phases
+        if ran.warmup is not None:
+            yield from counted(self._plan.warmup, ran.warmup, ran.found, ran.marks)
 
     def diagnose(self, outcome: Outcome) -> dict[str, Any]:
         """`streaming_diagnostics`."""
         telemetry, history = DefenseLayerTelemetry(), PhaseHistory()
-        passes = (self.passes, self.sample_passes)
+        own = self._counted[-1].sample_passes if self._counted else 0
+        passes = (self.passes, self._phases.sample_passes + own)
         sink, phase = TelemetryObserver(telemetry), 1
-        for done in self._phases(outcome):
+        for done in self._done(outcome):
             history(PhaseStarted(done.number, done.name))
             if done.number == phase:
                 for event in self._events():
@@ -339,44 +235,23 @@ class _DirectFit:
         seconds = self.stamps[-1][1] - self.stamps[0][1]
         return diagnostics(history, telemetry, outcome, passes, self._backend.name, seconds)
 
-    def _phases(self, outcome: Outcome) -> Iterator[PhaseDone]:
+    def _done(self, outcome: Outcome) -> Iterator[PhaseDone]:
         """What became of the phases."""
         model, end = self.problem.model, outcome.state
         assert end.stop is not None
         yield PhaseDone(0, NAMES[0], "", 0, setup_found(model, self.summary, self._state))
-        if self.warmup is None:
+        warmup, f = self._phases.warmup, self._phases.found
+        if warmup is None:
             yield PhaseDone(1, NAMES[1], NOT_WARMED, 0, {})
         else:
-            f, left_out = self.found, self.warmup in LEFT_OUT
+            left_out = warmup in LEFT_OUT
             counts = (int(f[at.CLIPS]), int(f[at.FAILURES]))
-            found = warmup_found(f[at.RELATIVE], MODES[int(f[at.MODE])], f[at.LEAST] * self._unit, *counts)
-            yield PhaseDone(1, NAMES[1], self.warmup.value, int(f[at.STEPS]), {} if left_out else found)
+            loss = f[at.LEAST] * self._plan.unit_of(self.summary)
+            found = warmup_found(f[at.RELATIVE], MODES[int(f[at.MODE])], loss, *counts)
+            yield PhaseDone(1, NAMES[1], warmup.value, int(f[at.STEPS]), {} if left_out else found)
         yield PhaseDone(2, NAMES[2], end.stop.value, end.iteration, newton_found(end))
         yield PhaseDone(3, NAMES[3], "done", 0, covariance_found(model, outcome))
 
 
 def _now() -> tuple[float, float]:
     return time.time(), time.perf_counter()
-
-
-def _plan_of(options: Groups) -> _Plan | None:
-    """The phases that some options ask for; None where they ask for more than is done here."""
-    known = _plans.get(id(options))
-    if known is None or known[0] is not options:
-        if len(_plans) >= _KNOWN:
-            _plans.clear()
-        known = _plans[id(options)] = (options, _planned(options))
-    return known[1]
-
-
-def _planned(options: Groups) -> _Plan | None:
-    checkpoint = options.checkpoint
-    more = options.report.verbose or options.multistart.enabled or options.penalty.group_variance
-    kept = checkpoint.resume is not None or (checkpoint.enabled and checkpoint.folder is not None)
-    if more or kept or options.weights.weighted:
-        return None
-    newton = newton_phase(options, 1)
-    warmup = warmup_phase(options, DataSummary(1, 1, 1.0, 1.0, 1.0), 1)
-    if not isinstance(newton, GaussNewton) or not is_plain(warmup):
-        return None
-    return _Plan(options, newton, warmup, warmup_asked(warmup), warmup_settings(warmup, 0.0, np.inf, 1.0)[7:])

@@ -10,7 +10,7 @@ from nlsq_nb.sources.sample import ScatteredSource, sample
 
 __all__ = ["rows_to_check", "sample_of", "sample_size"]
 
-_WHOLE = 16_384  # rows up to which the warm-up sees all data
+_WHOLE = 8192  # rows up to which the warm-up sees all data
 _SAMPLE, _SHARE = 16_384, 4  # of more it sees a quarter, but no more rows than these
 _ROWS_PER_PARAMETER = 1000  # and no fewer than these
 _CHECKED = 1024  # rows on which an answer is compared with others

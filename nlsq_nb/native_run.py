@@ -148,6 +148,13 @@ class NativeRun:
         sums = NormalSums(self._rows.n_rows, p, 2, part[begin : begin + size], part[begin + size :])
         return WarmupPoint(part[:p], sums, part[p : 2 * p], loss, part[2 * p : 3 * p])
 
+    def inverse(self) -> tuple[NDArray[np.float64], float] | None:
+        """(JᵀWJ)⁻¹ where phase 2 has ended, and its condition; None where the general way has to find it."""
+        if not self.found[at.CONDITION] > 0.0:
+            return None
+        p, begin = self.shape.n_params, self.shape.inverse
+        return self.w[begin : begin + p * p].reshape(p, p), self.found[at.CONDITION]
+
     def log(self, lines: int) -> NDArray[np.float64]:
         """The lines of the log, as many as a phase told: a row for every step."""
         width, begin = at.WIDTH + self.shape.n_params, self.shape.log

@@ -87,26 +87,26 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
     if spread_rows(source) is not None:
         return _summarize_there(source, labels if check else [], backend)
-    few, n_rows, outputs, c = False, 0, 1, 0.0
-    parts, into, kernel = list[tuple[float, float, float]](), Accumulator(1, 2), None
+    parts, into = list[tuple[float, float, float]](), None
+    n_rows, outputs, c = 0, 1, 0.0
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
             if n_rows == 0:
                 first, outputs = float(on_host(chunk.y[0][:1])[0]), len(chunk.y)
-                few = source.n_rows <= _FEW and chunk.is_on_host
                 c = first if math.isfinite(first) else 0.0
-                if not few:
+                if source.n_rows > _FEW or not chunk.is_on_host:
+                    into = Accumulator(1, 2)
                     kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
             n_rows += chunk.n_rows
             if check:
                 for label, column in zip(labels, chunk.x, strict=True):
                     if chunk.is_on_host or not _is_finite_there(column, source, backend):
                         require_finite_column(label, on_host(column), chunk.start)
-            if few:
+            if into is None:
                 parts += _moments(chunk, c)
             else:
                 backend.reduce(kernel, backend.put(chunk, source.dtype), np.array([c]), 2, into)
-        found = _added(parts) if few else _moments_of(into.result())
+        found = _added(parts) if into is None else _moments_of(into.result())
         return _summary(source, (n_rows, outputs), c, found, check)
 
 
@@ -170,16 +170,16 @@ def _is_finite_there(column: Any, source: Source, backend: Backend) -> bool:
 
 def _moments(chunk: Chunk, c: float) -> Iterator[tuple[float, float, float]]:
     """The sums of the model f = c over the blocks of a chunk, without a kernel."""
-    for k in range(0, chunk.n_rows, BLOCK):
-        rows = slice(k, k + BLOCK)
-        for number, column in enumerate(chunk.y):
-            apart = np.subtract(column[rows], c, dtype=np.float64)
+    for number, column in enumerate(chunk.y):
+        apart = np.subtract(column, c, dtype=np.float64)
+        for k in range(0, len(apart), BLOCK):
+            part = apart[k : k + BLOCK]
             if chunk.w is None:
-                yield float(apart.dot(apart)), float(np.add.reduce(apart)), float(len(apart))
+                yield float(part.dot(part)), float(np.add.reduce(part)), float(len(part))
             else:
-                w = chunk.w[number][rows].astype(np.float64)
-                weighted = w * apart
-                yield float(apart.dot(weighted)), float(weighted.sum()), float(w.sum())
+                w = chunk.w[number][k : k + BLOCK].astype(np.float64)
+                weighted = w * part
+                yield float(part.dot(weighted)), float(np.add.reduce(weighted)), float(np.add.reduce(w))
 
 
 def _added(parts: list[tuple[float, float, float]]) -> tuple[float, float, float]:

@@ -219,7 +219,7 @@ class CpuBackend:
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
         if kernel.loss.is_robust:
             columns = (*columns, kernel.loss.numbers())
-        places = tuple([c.__array_interface__["data"][0] for c in columns])
+        places = tuple([c.ctypes.data for c in columns])
         return Resident(entry.address, places, chunk.n_rows, (entry, columns))
 
     def release(self) -> None:

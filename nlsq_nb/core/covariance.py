@@ -7,6 +7,7 @@ the directions it does not determine are had: from eigenvalues of JᵀWJ, which 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from nlsq_nb.core import lapack
 from nlsq_nb.core.linsolve import SINGULAR, cholesky, column_norms, column_scaled, eigenvectors, principal
 from nlsq_nb.core.tsqr import Triangle
 
-__all__ = ["Covariance", "covariance", "covariance_of_triangle", "sandwich"]
+__all__ = ["Covariance", "covariance", "covariance_of_inverse", "covariance_of_triangle", "sandwich"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -80,6 +81,33 @@ def covariance(
         return _inverse(column_scaled(principal(h, used), norms[used]))
 
     return _over(norms, invert, free, variance, seen)
+
+
+def covariance_of_inverse(inverse: Floats, condition: float, free: Mask, variance: float) -> Covariance:
+    """σ²·H⁻¹ where H⁻¹ is known and every free parameter is determined.
+
+    Parameters
+    ----------
+    inverse : ndarray, shape (p, p)
+        H⁻¹.
+    condition : float
+        Of the column-scaled H.
+    free : ndarray of bool, shape (p,)
+        All of them.
+    variance : float
+        As for `covariance`.
+
+    Returns
+    -------
+    Covariance
+        As from `covariance`, to rounding.
+    """
+    weak = np.zeros(len(free), np.bool_)
+    if math.isfinite(variance):
+        matrix = inverse * variance
+        if all(map(math.isfinite, matrix.diagonal().tolist())):
+            return Covariance(matrix, weak, condition)
+    return _marked(inverse.copy(), weak, free, variance, condition)
 
 
 def covariance_of_triangle(

@@ -314,6 +314,7 @@ def stratified_rows(n_rows: int, size: int, seed: int, run: int = 64) -> tuple[t
     return tuple(zip(first.tolist(), (first + length).tolist(), strict=True))
 
 
+@lru_cache(maxsize=16)
 def scattered_rows(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
     """Single rows, one at a random place in each of as many equal parts of the data.
 
@@ -329,10 +330,12 @@ def scattered_rows(n_rows: int, size: int, seed: int) -> NDArray[np.int64]:
     Returns
     -------
     ndarray of int64, shape (size,)
-        Rising.
+        Rising; read-only, as it is shared.
     """
     edges = np.arange(size + 1) * n_rows // size
-    return np.asarray(edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges)))
+    rows = np.asarray(edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges)))
+    rows.setflags(write=False)
+    return rows
 
 
 def _around(unit: Floats, start: Floats, low: Floats, high: Floats, factor: float) -> Floats:

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.covariance import Covariance, covariance, covariance_of_triangle, sandwich
+from nlsq_nb.core.covariance import (
+    Covariance,
+    covariance,
+    covariance_of_inverse,
+    covariance_of_triangle,
+    sandwich,
+)
 from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, principal
 from nlsq_nb.core.tsqr import Triangle
 from nlsq_nb.phases.state import FitState
@@ -79,6 +85,7 @@ def finalize(
     penalty: float,
     triangle: Triangle | None = None,
     corrections: int = 0,
+    inverse: tuple[Floats, float] | None = None,
 ) -> Outcome:
     """Covariance at the solution.
 
@@ -100,6 +107,9 @@ def finalize(
         R of √W J, where JᵀWJ has lost digits.
     corrections : int
         Steps that were taken with it.
+    inverse : tuple of (ndarray of shape (p, p), float), optional
+        (JᵀWJ)⁻¹ and the condition of the scaled JᵀWJ, where they are known and no parameter is fixed, on a
+        bound, or undetermined.
 
     Returns
     -------
@@ -107,11 +117,14 @@ def finalize(
         With infinite variances where there are no degrees of freedom.
     """
     # p counts every parameter, fixed ones aside, as degrees of freedom are counted elsewhere
-    dof = n_residuals - int(state.free.sum())
+    dof = n_residuals - state.free.tolist().count(True)
     sse = max(sums_of(state).sse - penalty, 0.0)
     # an sse of 0 is one below the rounding of y: it makes no undetermined parameter exact
     scatter = max(sse, _EPS**2 * state.signal)
     variance = 1.0 if absolute_sigma else (scatter / dof if dof > 0 else np.inf)
+    if inverse is not None and triangle is None:
+        found = covariance_of_inverse(*inverse, state.free, variance)
+        return Outcome(state, found, np.zeros(len(state.theta), np.int_), dof, sse, 0.5 * sse)
     found = _covariance(state, variance, triangle) if sums_of(state).order > 1 else _unknown(state)
     method = "normal" if triangle is None else "qr"
     return Outcome(state, found, _active(state), dof, sse, 0.5 * sse, method, corrections)

@@ -65,7 +65,7 @@ def setup(
                 f"`x0` is infeasible: p0 of parameter {name!r} is {start}, outside its bounds [{low}, {high}]"
             )
     free = lower < upper
-    separable = np.array([name in linear for name in names]) & free
+    separable = free & [name in linear for name in names]
     return FitState(
         theta=theta,
         normalizer=ParameterNormalizer(theta, bounds, strategy),

@@ -186,21 +186,43 @@ class ArraySource:
         DataError
             When a row belongs to no group of the weights, naming row and group.
         """
+        held = self.held()
+        if held is not None:
+            return ViewsReader(held)
+        values = None if self._group_weights is None else self._group_weights.values
+        self._require_groups(values)
+        return ColumnsReader(self._columns, self._step, values)
+
+    def held(self) -> list[Chunk] | None:
+        """All chunks, with the weights of this moment; None where they must be read or converted in every pass.
+
+        Returns
+        -------
+        list of Chunk or None
+            Views.
+
+        Raises
+        ------
+        DataError
+            As `reader`.
+        """
+        if self._mapped:
+            return None
         views, shared = self._views, self._group_weights
         revision, values = (0, None) if shared is None else shared.current
-        if views is not None and views[0] == revision:
-            return ViewsReader(views[1])
-        if values is not None and self._columns.groups is not None:
-            self._columns.groups.require(len(values))
-        if self._mapped:
-            return ColumnsReader(self._columns, self._step, values)
-        views = self._views = (revision, self._chunks_under(values))
-        return ViewsReader(views[1])
+        if views is None or views[0] != revision:
+            self._require_groups(values)
+            views = self._views = (revision, self._chunks_under(values))
+        return views[1]
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order, in views or in buffers that the next chunk reuses."""
         reader = self.reader()
         return (reader.read(k) for k in range(self.n_chunks))
+
+    def _require_groups(self, values: NDArray[np.float64] | None) -> None:
+        if values is not None and self._columns.groups is not None:
+            self._columns.groups.require(len(values))
 
     def _chunks_under(self, values: NDArray[np.float64] | None) -> list[Chunk]:
         """Views of everything, with the weights that these group weights make."""

@@ -37,7 +37,7 @@ class RetryingSource:
     A source whose chunks can be read again has a method `reader()`, which begins a pass (`Reader`);
     the chunks of others are read once, and a fault ends the fit. A reader may have `read_rows(lo, hi)` to
     read rows within a chunk, `can_skip = False` when nothing can be read behind a fault, and `close()` to
-    be told that the pass is over.
+    be told that the pass is over. A source with a method `held()` gives all chunks at once where it has them.
 
     Parameters
     ----------
@@ -69,6 +69,7 @@ class RetryingSource:
     ) -> None:
         self.inner = source
         self._reader: Callable[[], Reader] | None = getattr(source, "reader", None)
+        self._held: Callable[[], Sequence[Chunk] | None] | None = getattr(source, "held", None)
         self._retries = retries
         self._min_success = min_success
         self._release_every = release_every
@@ -109,10 +110,12 @@ class RetryingSource:
         SourceError
             Names the chunk and its rows, when it cannot be read and may not be left out.
         """
-        if self._reader is None:
-            yield from self._read_once()
-            return
-        reader = self._reader()
+        held = None if self._held is None else self._held()
+        if held is not None:  # nothing is read, so nothing can fail
+            return iter(held if first == 0 and stop is None else held[first:stop])
+        return self._read_once() if self._reader is None else self._read_all(self._reader(), first, stop)
+
+    def _read_all(self, reader: Reader, first: int, stop: int | None) -> Iterator[Chunk]:
         skipped = {k for k, _ in self.left_out} if self.left_out else ()
         if stop is not None and hasattr(reader, "limit"):
             reader.limit(stop)

@@ -85,13 +85,17 @@ class SampleSource:
             own = None if w is None else tuple(c[rows] for c in w)
             yield Chunk(lo, tuple(c[rows] for c in x), tuple(c[rows] for c in y), own, lasting=True)
 
+    @property
+    def _n_runs(self) -> int:
+        return len(self._ranges)
+
     def _runs(self) -> Sequence[tuple[int, int]]:
         """The rows as ranges, rising."""
         return sorted(self._ranges)
 
     def _parts(self) -> Iterator[Chunk]:
         """Copies of the rows of the sample, from where they are, or picked out of a pass."""
-        far = len(self._runs()) * _APART < self._source.n_rows
+        far = self._n_runs * _APART < self._source.n_rows
         runs = getattr(self._source, "runs", lambda ranges: None)(self._runs()) if far else None
         if runs is None:
             for chunk in self._source.chunks():
@@ -126,6 +130,10 @@ class ScatteredSource(SampleSource):
     def __init__(self, source: Source, rows: NDArray[np.int64]) -> None:
         super().__init__(source, ())
         self._rows, self._n_rows = rows, len(rows)
+
+    @property
+    def _n_runs(self) -> int:
+        return self._n_rows
 
     def _runs(self) -> Sequence[tuple[int, int]]:
         """Single rows."""

@@ -13,6 +13,7 @@ from nlsq_nb.backends.small.layout import (
     DAMPING,
     DELTA,
     FALL,
+    INVERSE,
     LENGTH,
     NORMS,
     ORDER,
@@ -37,6 +38,7 @@ __all__ = [
     "full_step",
     "inverse_trace",
     "is_conditioned",
+    "invert",
     "norm",
     "reduced_norms",
     "relax",
@@ -308,3 +310,33 @@ def put_together(task: Ints, w: Floats, at: int) -> None:
     backward(w, lower, p, m, inner)
     for k in range(m):
         w[delta + task[ORDER + k]] = w[inner + k] / w[norms + k]
+
+
+@native
+def invert(task: Ints, w: Floats, at: int) -> float:
+    """The inverse of JᵀWJ at a factorised point; its condition in the 1-norm, all parameters scaled."""
+    p, norms, lower, column = task[P], at + task[NORMS], at + task[L], task[WORK]
+    sums, h, into, largest, longest = column + p, at + task[H], task[INVERSE], 0.0, 0.0
+    for i in range(p):
+        w[sums + i] = 0.0
+    for i in range(p):
+        for k in range(p):
+            w[column + k] = 1.0 if k == i else 0.0
+        forward(w, lower, p, p, column)
+        backward(w, lower, p, p, column)
+        size = 0.0
+        for k in range(p):
+            a, b, scale = task[ORDER + i], task[ORDER + k], w[norms + i] * w[norms + k]
+            size += abs(w[h + a * p + b]) / scale
+            if k < i:
+                continue
+            entry = w[column + k]
+            w[into + a * p + b] = entry / scale
+            w[into + b * p + a] = entry / scale
+            w[sums + i] += abs(entry)
+            if k > i:
+                w[sums + k] += abs(entry)
+        largest = max(largest, size)
+    for i in range(p):
+        longest = max(longest, w[sums + i])
+    return largest * longest

@@ -96,9 +96,10 @@ ASKED = 11
     BENDS,
     SHARES,
     WORK,  # space for the algebra
+    INVERSE,  # of JᵀWJ where phase 2 has ended, rows by rows
     LOG,
-) = range(ASKED, ASKED + 37)
-ORDER = ASKED + 37  # the parameters begin here, linear ones first
+) = range(ASKED, ASKED + 38)
+ORDER = ASKED + 38  # the parameters begin here, linear ones first
 
 # --- w: what is found ---
 (
@@ -132,8 +133,9 @@ ORDER = ASKED + 37  # the parameters begin here, linear ones first
     CALM,
     STUCK,
     HAPPENED,  # in the step, as the log tells it
-) = range(30)
-RESULTS = 30
+    CONDITION,  # of the scaled JᵀWJ, in the 1-norm; 0 where its inverse is not there
+) = range(31)
+RESULTS = 31
 # --- w: settings ---
 (
     TOL,
@@ -177,8 +179,8 @@ class Layout:
         Where the records begin that hold the end of a phase and the point of lowest loss.
     sums : int
         Where the sums are in a record.
-    scale, log : int
-        Where D and the log begin.
+    scale, inverse, log : int
+        Where D, the inverse of JᵀWJ and the log begin.
     """
 
     task: NDArray[np.int64]
@@ -190,6 +192,7 @@ class Layout:
     best: int
     sums: int
     scale: int
+    inverse: int
     log: int
 
 
@@ -221,7 +224,7 @@ def layout(separable: bytes, columns: int, memory: int, lines: int) -> Layout:
     records = dict.fromkeys((ONE, TWO, HERE, BEST, KEPT), record)
     vectors = dict.fromkeys((SCALE, DELTA, PLACE, WAY, BASE, MOVE, FORCE), p)
     pairs = {S_PAIRS: (memory + 1) * p, Y_PAIRS: (memory + 1) * p, BENDS: memory + 1, SHARES: memory + 1}
-    work = {WORK: 10 * p + 2 * p * p, LOG: lines * (WIDTH + p)}
+    work = {WORK: 10 * p + 2 * p * p, INVERSE: p * p, LOG: lines * (WIDTH + p)}
     spots, end = _places(FIRST_STEPS + 4, boxes | records | vectors | pairs | work)
     numbers = {P: p, M: sum(separable), MEMORY: memory, TABLE: ORDER + p, SIZE: size, RECORD: record}
     task = np.zeros(ORDER + p + columns, dtype=np.int64)
@@ -229,7 +232,8 @@ def layout(separable: bytes, columns: int, memory: int, lines: int) -> Layout:
         task[index] = value
     task[ORDER : ORDER + p] = order
     space = ctypes.c_double * (end + len(task))
-    return Layout(task, end, space, p, size, spots[ONE], spots[BEST], parts[SUMS], spots[SCALE], spots[LOG])
+    begins = (spots[name] for name in (SCALE, INVERSE, LOG))
+    return Layout(task, end, space, p, size, spots[ONE], spots[BEST], parts[SUMS], *begins)
 
 
 def _places(at: int, lengths: dict[int, int]) -> tuple[dict[int, int], int]:

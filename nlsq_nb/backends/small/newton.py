@@ -11,6 +11,7 @@ from nlsq_nb.backends.small.algebra import (
     full_step,
     inverse_trace,
     is_conditioned,
+    invert,
     reduced_norms,
     relax,
     step_of,
@@ -20,6 +21,7 @@ from nlsq_nb.backends.small.layout import (
     BOUNDED,
     CEILING,
     CHANGE,
+    CONDITION,
     DAMPING,
     DELTA,
     FALL,
@@ -354,4 +356,6 @@ def newton(task: Ints, w: Floats) -> int:
             w[STEPS], w[PASSES], w[TOLD], w[RADIUS] = steps, passes, told, radius
     if stop != GAVE_UP or w[HAPPENED] != UNTOUCHED:
         copy_point(task, w, task[HERE], task[ONE])
+    if stop == RELATIVE_OFFSET or (stop == ROUNDING and sees_all(task, w)):
+        w[CONDITION] = invert(task, w, task[HERE])
     return stop

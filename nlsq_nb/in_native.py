@@ -1,0 +1,252 @@
+"""Phases 1 and 2 of a fit that nobody watches, in native code: on all rows, or first on a sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.backends.small import layout as at
+from nlsq_nb.compiled import OFF, finish, is_plain, screened, warmup_asked, warmup_settings
+from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.chunk import Resident
+from nlsq_nb.engines.local import LocalEngine
+from nlsq_nb.native_run import NativeRun
+from nlsq_nb.objective import DataObjective
+from nlsq_nb.phases.gauss_newton import GaussNewton
+from nlsq_nb.phases.state import FitState, WarmupStop
+from nlsq_nb.phases.warmup import Warmup
+from nlsq_nb.plan import newton_phase, warmup_phase
+from nlsq_nb.retold import MODES
+from nlsq_nb.scan import DataSummary
+from nlsq_nb.sources.weights import total_weight
+
+__all__ = ["NativePhases", "NativePlan", "plan_of"]
+
+Floats = NDArray[np.float64]
+_KNOWN = 64  # options whose phases are kept
+
+
+@dataclass(frozen=True, slots=True)
+class NativePlan:
+    """The phases that some options ask for.
+
+    Attributes
+    ----------
+    options : Groups
+        Themselves: a plan belongs to one object.
+    newton : GaussNewton
+        Phase 2.
+    warmup : Warmup
+        Phase 1, but for what the data say.
+    asked : tuple of int
+        What native code is asked for.
+    settings : tuple of float
+        What it is told beside what the data say.
+    """
+
+    options: Groups
+    newton: GaussNewton
+    warmup: Warmup
+    asked: tuple[int, ...]
+    settings: tuple[float, ...]
+
+    def told(self, summary: DataSummary, share: float = 1.0, mode: str | None = None) -> tuple[float, ...]:
+        """All settings, for a share of the rows with these moments; with a mode, layers 1 and 2 have spoken."""
+        rows = (share * summary.signal, np.inf, share * summary.weight, self.unit_of(summary))
+        own = (self.newton.tol, self.newton.initial_radius, *rows, summary.spread / summary.weight)
+        if mode is None:
+            return own + self.settings
+        size = getattr(self.warmup.defense.sizes, mode)
+        return (*own, OFF, *self.settings[1:-4], size, size, size, size)
+
+    @staticmethod
+    def unit_of(summary: DataSummary) -> float:
+        """What the loss of the warm-up is measured in."""
+        return (summary.spread or summary.signal) / summary.weight or 1.0
+
+
+_plans: dict[int, tuple[Groups, NativePlan | None]] = {}
+
+
+def plan_of(options: Groups) -> NativePlan | None:
+    """The phases that some options ask for.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated options.
+
+    Returns
+    -------
+    NativePlan or None
+        None where they ask for more than is done here.
+    """
+    known = _plans.get(id(options))
+    if known is None or known[0] is not options:
+        if len(_plans) >= _KNOWN:
+            _plans.clear()
+        known = _plans[id(options)] = (options, _planned(options))
+    return known[1]
+
+
+class NativePhases:
+    """Phases 1 and 2 of one fit.
+
+    Parameters
+    ----------
+    plan : NativePlan
+        What is asked for.
+    state : FitState
+        From phase 0.
+    summary : DataSummary
+        Counts and moments of the data.
+    whole : LocalEngine
+        Over all rows.
+    part : LocalEngine or None
+        Over the sample that phase 1 sees; None where it sees all rows.
+
+    Attributes
+    ----------
+    passes, sample_passes : int
+        Over all rows, and over the sample.
+    warmup : WarmupStop or None
+        How phase 1 ended; None where it was left out.
+    found : list of float
+        What it found.
+    marks : ndarray, shape (steps, 2)
+        What happened in its steps; see `retold.counted`.
+    inverse : tuple of (ndarray, float) or None
+        (JᵀWJ)⁻¹ where phase 2 ended, and its condition; see `finalize`.
+    """
+
+    def __init__(
+        self, plan: NativePlan, state: FitState, summary: DataSummary, whole: LocalEngine, part: LocalEngine | None
+    ) -> None:
+        self._plan, self._state, self._summary, self._whole, self._part = plan, state, summary, whole, part
+        self.passes = self.sample_passes = 0
+        self.warmup: WarmupStop | None = None
+        self.found: list[float] = []
+        self.marks = np.zeros((0, 2))
+        self.inverse: tuple[Floats, float] | None = None
+        self._rows: Resident | None = None
+        self._run: NativeRun | None = None
+
+    def warm(self) -> bool:
+        """Run phase 1; False where the fit is to begin anew elsewhere."""
+        plan, state = self._plan, self._state
+        rows = self._rows = self._whole.resident()
+        if rows is None:
+            return False
+        if self._part is not None and False in state.separable.tolist() and plan.warmup.switching.limit:
+            return self._warm_on(self._part, rows)
+        run = self._run = NativeRun(state, rows, plan.told(self._summary), plan.asked, plan.warmup.memory)
+        self.passes = self._warmed(run)
+        return self.warmup is not None
+
+    def converge(self) -> FitState | None:
+        """Run phase 2, from p0 where there was no phase 1; None where the fit is to begin anew elsewhere."""
+        plan, run, most = self._plan, self._run, self._plan.newton.max_iterations
+        if run is not None:
+            run.go_on(most)
+        else:
+            rows = self._rows = self._rows or self._whole.resident()
+            if rows is None:
+                return None
+            run = self._run = NativeRun(self._state, rows, plan.told(self._summary), (0, most))
+            run.go(at.GAUSS_NEWTON)
+        first = self.found[at.FIRST_SSE] if self.found else None
+        if run.newton_stop is None:
+            return None if first is None else self._by_turns(run, first)
+        return self._ended(run, first)
+
+    def _warm_on(self, part: LocalEngine, rows: Resident) -> bool:
+        """Layers 1 and 2 on all rows, both phases on the sample, layer 3 on all rows."""
+        plan, state = self._plan, self._state
+        run = self._run = NativeRun(state, rows, plan.told(self._summary), (0, 0, 0, *plan.asked[3:]))
+        self.passes = self._warmed(run)
+        if self.warmup is not WarmupStop.NOT_ASKED:
+            return self.warmup is not None
+        judged = self.found
+        there = self._fitted_to(part, MODES[int(judged[at.MODE])])
+        if there is None:
+            return False
+        ends = screened(state, rows, np.stack([state.theta, there]))
+        self.passes += 2
+        if ends is None or not ends[1] <= ends[0]:
+            return False
+        for k in (at.RELATIVE, at.MODE, at.FIRST_SSE):
+            self.found[k] = judged[k]
+        self._state, self._run = replace(state, theta=there), None
+        return True
+
+    def _fitted_to(self, part: LocalEngine, mode: str) -> Floats | None:
+        """Where both phases lead on a sample; None where they gave up or did not converge."""
+        plan, few = self._plan, part.resident()
+        if few is None:
+            return None
+        told = plan.told(self._summary, total_weight(part.source) / self._summary.weight, mode)
+        run = NativeRun(self._state, few, told, (*plan.asked[:-1], 0), plan.warmup.memory)
+        self.sample_passes = self._warmed(run)
+        if self.warmup is None:
+            return None
+        run.go_on(plan.newton.max_iterations)
+        self.sample_passes += int(run.found[at.PASSES])
+        stop = run.newton_stop
+        return run.point(run.shape.one).theta if stop is not None and stop.success else None
+
+    def _warmed(self, run: NativeRun) -> int:
+        """Run phase 1, as far as it is asked for; its passes."""
+        run.go(at.LBFGS)
+        self.warmup, self.found = run.warmup_stop, run.found
+        self.marks = run.log(int(self.found[at.TOLD]))[:, 4:6].copy()
+        return int(self.found[at.PASSES])
+
+    def _by_turns(self, run: NativeRun, first: float) -> FitState | None:
+        """Phase 2 where native code leaves trials to Python."""
+        assert self._rows is not None
+        point, p = run.point(run.shape.one), len(self._state.theta)  # where phase 1 ended, if no trial was made since
+        begun = replace(self._state, theta=point.theta, sums=point.sums, first_sse=first)
+        objective = DataObjective(self._whole, p, lambda _: None)
+        found = finish(self._plan.newton, run, begun, self._rows, objective, tell=False)
+        self.passes += objective.passes
+        return None if found is None else found[0]
+
+    def _ended(self, run: NativeRun, first: float | None) -> FitState:
+        """The state in which phase 2 leaves the fit."""
+        found, begun = run.found, self._state
+        self.passes, self.inverse = self.passes + int(found[at.PASSES]), run.inverse()
+        end, scale = run.point(run.shape.one), run.shape.scale
+        return FitState(
+            theta=end.theta,
+            normalizer=begun.normalizer,
+            lower=begun.lower,
+            upper=begun.upper,
+            free=begun.free,
+            separable=begun.separable,
+            linear=begun.separable,
+            signal=found[at.SIGNAL],
+            sums=end.sums,
+            relaxed=found[at.RELAXED],
+            scale=run.w[scale : scale + len(end.theta)].copy(),
+            radius=found[at.RADIUS],
+            iteration=int(found[at.STEPS]),
+            offset=found[at.OFFSET],
+            stop=run.newton_stop,
+            first=begun.first,
+            first_sse=found[at.FIRST_SSE] if first is None else first,
+        )
+
+
+def _planned(options: Groups) -> NativePlan | None:
+    checkpoint = options.checkpoint
+    more = options.report.verbose or options.multistart.enabled or options.penalty.group_variance
+    kept = checkpoint.resume is not None or (checkpoint.enabled and checkpoint.folder is not None)
+    if more or kept or options.weights.weighted:
+        return None
+    newton = newton_phase(options, 1)
+    warmup = warmup_phase(options, DataSummary(1, 1, 1.0, 1.0, 1.0), 1)
+    if not isinstance(newton, GaussNewton) or not is_plain(warmup):
+        return None
+    return NativePlan(options, newton, warmup, warmup_asked(warmup), warmup_settings(warmup, 0.0, np.inf, 1.0)[7:])
