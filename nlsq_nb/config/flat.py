@@ -174,7 +174,7 @@ class HybridStreamingConfig(Named):
     separable : bool or "auto"
         Whether parameters that enter linearly are eliminated (variable projection).
     warmup_sample_size : int or "auto"
-        Rows that the warm-up looks at; auto: all up to 16,384, else a quarter, about 16,384 at most.
+        Rows that the warm-up looks at; auto: all up to 8,192, else a quarter, about 16,384 at most.
     covariance_method : {"auto", "normal", "qr"}
         Source of errors and last digits: JᵀWJ; QR of J, at least one pass more; that where JᵀWJ is ill-conditioned.
     second_opinion : bool or "auto"
