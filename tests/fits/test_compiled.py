@@ -62,6 +62,9 @@ def differences(a, b):
     tolerance = max(1e-9, 10.0 * np.finfo(float).eps * min(expected["condition"], 1e9))
     found = [name for name in ("status", "message", "notes") if getattr(a, name) != getattr(b, name)]
     found += [name for name in ("popt", "perr", "sse") if not close(getattr(a, name), getattr(b, name), tolerance)]
+    scale = np.outer(b.perr, b.perr)
+    if np.isfinite(scale).all() and not (np.abs(a.pcov - b.pcov) <= 10.0 * tolerance * scale).all():
+        found += ["pcov"]
     found += ["telemetry"] if known["telemetry"].export_metrics() != expected["telemetry"].export_metrics() else []
     # step by step, phase 2 measures its start again where the warm-up took gradients alone; and rounding
     # decides whether the last trial, as good as the point before, has its linear parameters polished
