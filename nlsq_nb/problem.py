@@ -164,6 +164,11 @@ def _source(
         return ArraySource(call.x, call.y, call.sigma, variables=model.x, **common)
     reading = Reading(model.x, retries=faults.retries if faults.tolerant else 0, **common)
     if cluster is not None:
+        if faults.tolerant and faults.min_success < 1.0:
+            raise UnsupportedOption(
+                f"min_success_rate={faults.min_success:g} on a cluster: rows that cannot be read end the fit there; "
+                "give 1, or leave them out before the fit"
+            )
         return spread(call.source, reading, cluster)
     source: Source = call.source.open(reading) if hasattr(call.source, "open") else call.source
     return source

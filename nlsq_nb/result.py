@@ -177,6 +177,8 @@ class FitResult(DerivedValues):
         ------
         DataError
             For a result that was pickled, since the data are not.
+        SourceError
+            When what holds the rows cannot be read again: a generator, a file that was changed.
         """
         yield from self._of_the_data().chunks()
 
@@ -210,6 +212,8 @@ class FitResult(DerivedValues):
         ------
         DataError
             When a profile is asked for and the data are not at hand any more, or were changed.
+        SourceError
+            When what holds them cannot be read again: a generator, a file that was changed.
         """
         return intervals_of(self, self._refit, level, method)
 
@@ -237,6 +241,8 @@ class FitResult(DerivedValues):
         ------
         DataError
             For an unknown or fixed parameter; when the data are not at hand, or were changed.
+        SourceError
+            When what holds them cannot be read again: a generator, a file that was changed.
         """
         return profile_of(self, self._refit, name, level, points)
 

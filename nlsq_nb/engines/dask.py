@@ -14,7 +14,7 @@ from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span, reduce_part
 from nlsq_nb.engines.spread import Cluster, Progress
 from nlsq_nb.errors import BackendUnavailable, ConfigError, MissingDependency, NlsqError, SourceError, UnsupportedOption
 from nlsq_nb.sources.dask_arrays import DaskArrays
-from nlsq_nb.sources.dask_blocks import DaskField, Piece
+from nlsq_nb.sources.dask_blocks import DaskField, Piece, require_open
 
 __all__ = ["DaskCluster", "cluster_of"]
 
@@ -186,6 +186,7 @@ class DaskCluster:
     # -- parts -------------------------------------------------------------------------------
     def _workers(self) -> list[str]:
         """Addresses of the workers; waits for the first."""
+        require_open(self.client)
         found = sorted(set(self.client.nthreads()) - self._unfit)
         if not found:
             try:
@@ -257,7 +258,7 @@ class DaskCluster:
             starts.append(tuple(needed))
         parcel.starts = tuple(starts)
         task = delayed(_work, pure=False)(parcel, part.spans, *blocks)
-        return self.client.compute(task)
+        return self.client.compute(task, retries=parcel.job.retries)  # of blocks; what a part raises is returned
 
     def _wait(self, futures: list[Any], n_rows: int, on_progress: Progress | None) -> None:
         """Wait for all, and tell how far they are."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nlsq_nb.errors import DataError, UnsupportedOption
+from nlsq_nb.errors import DataError, SourceError, UnsupportedOption
 from nlsq_nb.sources.ahead import Column
 from nlsq_nb.sources.dask_blocks import ComputedSource, ComputedStore, DaskField
 from nlsq_nb.sources.rows import Reading, RowFormat, storage_dtype
@@ -67,7 +67,10 @@ class DaskArrays:
         """The x of the first row; see `Unread.first`."""
         fields: list[DaskField] = []
         columns = {name: self._add(fields, array, "xdata", self.n_rows) for name, array in self._parts()}
-        (blocks,) = ComputedStore(fields, self.client).compute([(0, 1)])
+        try:
+            (blocks,) = ComputedStore(fields, self.client).compute([(0, 1)])
+        except OSError as error:
+            raise _uncomputed(error) from error
         if isinstance(self.x, Mapping):
             return {name: blocks[f].reshape(1) for name, ((f, _), *_) in columns.items()}
         values = np.concatenate([block.reshape(-1) for block in blocks])
@@ -87,7 +90,10 @@ class DaskArrays:
             self._known(array, name or "xdata")
         x = dict(self.x) if isinstance(self.x, Mapping) else self.x
         scheduler = {} if self.client is None else {"scheduler": self.client}
-        return dask.compute(x, self.y, self.sigma, **scheduler)  # type: ignore[no-any-return]
+        try:
+            return dask.compute(x, self.y, self.sigma, **scheduler)  # type: ignore[no-any-return]
+        except OSError as error:
+            raise _uncomputed(error) from error
 
     def open(self, reading: Reading) -> ComputedSource:
         """The rows, computed here chunk by chunk; see `Unread.open`."""
@@ -175,6 +181,10 @@ class DaskArrays:
         if 0 in array.shape:
             raise DataError(f"{name} must not be empty!")
         return array
+
+
+def _uncomputed(error: OSError) -> SourceError:
+    return SourceError(f"the Dask arrays cannot be computed: {error}")
 
 
 def _variables(x: Mapping[str, list[Column]], named: bool, reading: Reading) -> tuple[Column | None, list[Column]]:

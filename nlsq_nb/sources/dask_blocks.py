@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.errors import SourceError
 from nlsq_nb.sources.ahead import Column, Rooms, StoredRows
 from nlsq_nb.sources.rows import Buffers, Reading, RowFormat
 from nlsq_nb.sources.stream import StreamSource
 
-__all__ = ["ComputedSource", "ComputedStore", "DaskField", "Piece", "PiecesStore"]
+__all__ = ["ComputedSource", "ComputedStore", "DaskField", "Piece", "PiecesStore", "require_open"]
 
 Piece = tuple[int, NDArray[Any]]
 """Number of the first row of a block, and the block."""
@@ -147,9 +148,15 @@ class ComputedStore:
         -------
         list of list of ndarray
             For each range the fields, with rows along the first axis.
+
+        Raises
+        ------
+        SourceError
+            When the client is closed.
         """
         import dask
 
+        require_open(self._client)
         take, tasks = dask.delayed(_take, pure=False), list[Any]()
         wanted: list[list[list[tuple[int, int]]]] = []  # by field and range: the task and which of its results
         for number, of in enumerate(self.fields):
@@ -226,6 +233,23 @@ class ComputedSource(StreamSource):
         for (lo, hi), blocks in zip(ranges, self._store.compute(ranges), strict=True):
             parts = tuple(blocks[f] if k is None else blocks[f][:, k] for f, k in self._columns)
             yield self._form.chunk(lo, parts, self.group_values, Buffers(hi - lo, self.dtype))
+
+
+def require_open(client: Any) -> None:
+    """Check that a cluster can still be reached, as when a result is asked for residuals.
+
+    Parameters
+    ----------
+    client : distributed.Client or None
+        Speaks to its scheduler.
+
+    Raises
+    ------
+    SourceError
+        When it is closed.
+    """
+    if client is not None and client.status == "closed":
+        raise SourceError("the Dask client of this fit is closed; fit again with one that is open")
 
 
 def _cut(

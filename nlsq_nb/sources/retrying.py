@@ -146,12 +146,21 @@ class RetryingSource:
         """
         gathered = getattr(self.inner, "runs", None)
         if gathered is not None:  # of rows that are far away
-            return gathered(ranges)  # type: ignore[no-any-return]
+            return self._at_once(partial(gathered, ranges))
         reader = None if self._reader is None else self._reader()
         read_rows = getattr(reader, "read_rows", None)
         if reader is None or read_rows is None:
             return None
         return self._runs(reader, read_rows, ranges)
+
+    def _at_once(self, gathered: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk] | None:
+        """Rows that come together, or None after too many faults: a pass finds which chunk it is."""
+        for attempt in range(self._retries + 1):
+            try:
+                return iter([*gathered()])
+            except OSError as error:
+                _log.info("the sample cannot be read (attempt %d): %s", attempt + 1, error)
+        return None
 
     def _runs(
         self, reader: Reader, read_rows: Callable[[int, int], Chunk], ranges: Sequence[tuple[int, int]]

@@ -191,6 +191,42 @@ def test_a_block_that_cannot_be_computed_is_named(client):
         curve_fit(MODEL, x, y, engine=client, **START)
 
 
+@pytest.mark.parametrize("where", ["there", "here"])
+def test_blocks_that_fail_once_are_computed_again(client, expected, where, tmp_path):
+    """A fault in mid-fit: every second time that one of the blocks of y is made."""
+    def torn(block, block_info=None):
+        (lo, _), *_ = block_info[None]["array-location"]
+        tries = len(list(tmp_path.iterdir()))
+        if lo == 140_002:
+            (tmp_path / f"{tries}").touch()
+            if tries % 2 == 1:
+                raise OSError(5, "torn tape")
+        return block
+
+    x, y = arrays()
+    y, engine = y.map_blocks(torn, dtype=np.float64), client if where == "there" else "local"
+    assert bits(curve_fit(MODEL, x, y, engine=engine, **START)) == expected
+    assert len(list(tmp_path.iterdir())) > 2
+    with pytest.raises(SourceError, match=r"rows \d+ to \d+,? cannot be re.*torn tape"):
+        curve_fit(MODEL, x, y, engine=engine, max_retries_per_batch=0, **START)
+
+
+def test_results_outlive_their_client_where_they_can(client, path):
+    x, y = made(0, N).T
+    local = curve_fit(MODEL, x, y, **START)
+    with distributed.Client(client.scheduler.address, set_as_default=False) as mine:
+        results = [curve_fit(MODEL, *data, engine=mine, **START) for data in ((path,), arrays())]
+        for found in results:
+            assert np.array_equal(np.concatenate(list(found.residual_chunks())), local.fun)
+    for found in results:
+        assert found.confidence_intervals()["b"] == local.confidence_intervals()["b"]
+        with pytest.raises(SourceError, match="client of this fit is closed"):
+            found.profile("b")
+    assert np.array_equal(np.concatenate(list(results[0].residual_chunks())), local.fun)
+    with pytest.raises(SourceError, match="client of this fit is closed"):
+        next(results[1].residual_chunks())
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_compiled_kernels_have_the_same_bits_on_workers(client, path):

@@ -220,6 +220,43 @@ def test_residuals_come_in_chunks(path):
         fit(ONE, path, full_output=True)
 
 
+@pytest.mark.parametrize("kind", ["memmap", "file", "packed", "function", "iterator"])
+@pytest.mark.parametrize("rows", ["all", "finite"])
+def test_results_read_their_rows_again_or_say_why_not(path, kind, rows):
+    y, how = Y.copy(), {}
+    if rows == "finite":
+        y[123], how = np.nan, {"nan_policy": "omit"}
+    if kind == "packed":
+        with h5py.File(path, "w") as file:
+            for name, column in (("x", X), ("y", y)):
+                file.create_dataset(name, data=column, chunks=(999,), compression="lzf")
+    elif kind == "memmap":
+        for name, column in (("x", X), ("y", y)):
+            np.save(path.with_name(f"{name}.npy"), column)
+    else:
+        write(path, x=X, y=y)
+    if kind == "memmap":
+        made = tuple(np.load(path.with_name(f"{name}.npy"), mmap_mode="r") for name in "xy")
+    else:
+        made = maker("file" if kind == "packed" else kind, path, X, y)()
+    found, expected = fit(ONE, made, **how), fit(ONE, X, y, **how)
+    assert found.confidence_intervals()["b"] == expected.confidence_intervals()["b"]
+    assert np.array_equal(found.predict(X[:5], 0.9), expected.predict(X[:5], 0.9))
+    if kind == "iterator":
+        for again in (lambda: next(found.residual_chunks()), lambda: found.profile("b")):
+            with pytest.raises(SourceError, match="give a function that returns a fresh iterator"):
+                again()
+        return
+    residuals = np.concatenate(list(expected.residual_chunks()))
+    assert len(residuals) == found.n_points
+    assert np.array_equal(np.concatenate(list(found.residual_chunks())), residuals)
+    assert found.profile("b").interval == expected.profile("b").interval
+    if kind in {"file", "packed"}:
+        path.unlink()
+        with pytest.raises(SourceError, match="does not exist"):
+            next(found.residual_chunks())
+
+
 def test_the_optimizer_takes_the_same(path):
     write(path, x=X, y=Y)
     optimizer = AdaptiveHybridStreamingOptimizer(backend="reference")

@@ -106,6 +106,25 @@ def test_fit_has_the_bits_of_arrays(path):
     assert {job.token for job in cluster.jobs[1:]} == {cluster.jobs[1].token}
 
 
+@pytest.mark.parametrize("engine", ["local", Here(3)], ids=["here", "there"])
+def test_a_fit_interrupted_on_a_cluster_goes_on_anywhere(path, tmp_path, engine):
+    class Interrupted(Here):
+        def reduce(self, *given):
+            if len(self.jobs) == 3:
+                raise KeyboardInterrupt
+            return super().reduce(*given)
+
+    options = {"p0": [1, 1, 1], "backend": "reference", "separable": False}
+    whole = curve_fit(MODEL, path, checkpoint_dir=tmp_path / "whole", **options)
+    with pytest.warns(UserWarning, match="interrupted"):
+        curve_fit(MODEL, path, engine=Interrupted(2), checkpoint_dir=tmp_path / "part", **options)
+    found = curve_fit(MODEL, path, engine=engine, resume_from_checkpoint=tmp_path / "part", **options)
+    assert found.popt.tobytes() == whole.popt.tobytes()
+    assert found.pcov.tobytes() == whole.pcov.tobytes()
+    assert (found.sse, found.nfev) == (whole.sse, whole.nfev)
+    assert found.profile("b").interval == whole.profile("b").interval
+
+
 @pytest.mark.parametrize(("column", "bad"), [("x", np.inf), ("y", np.nan)])
 def test_values_that_are_not_finite_are_named(tmp_path, column, bad):
     columns = {"x": X.copy(), "y": Y.copy()}
@@ -123,6 +142,8 @@ def test_what_cannot_be_spread_is_refused(path):
         curve_fit(MODEL, lambda: iter([(X, Y)]), engine=Here(2))
     with pytest.raises(UnsupportedOption, match="drop the rows before"):
         curve_fit(MODEL, path, engine=Here(2), nan_policy="omit")
+    with pytest.raises(UnsupportedOption, match=r"min_success_rate=0\.9 on a cluster: rows that cannot be read end"):
+        curve_fit(MODEL, path, engine=Here(2), min_success_rate=0.9)
     with pytest.raises(ConfigError, match="'local', 'dask' or"):
         curve_fit(MODEL, path, engine="cluster")
 
