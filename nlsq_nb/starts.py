@@ -51,7 +51,9 @@ def reduced_sse(state: FitState, part: DataObjective, theta: Floats, ridge: floa
     return max(sse, 0.0)
 
 
-def short_fit(state: FitState, options: Groups, sample: DataObjective, at_most: int) -> FitState:
+def short_fit(
+    state: FitState, options: Groups, sample: DataObjective, at_most: int, tol: float = 0.0
+) -> FitState:
     """Where a short fit from a start ends, in native code where that is possible.
 
     Parameters
@@ -64,6 +66,8 @@ def short_fit(state: FitState, options: Groups, sample: DataObjective, at_most: 
         Over some rows.
     at_most : int
         Largest number of trials.
+    tol : float
+        Relative offset that is enough, where the options ask for less.
 
     Returns
     -------
@@ -75,7 +79,7 @@ def short_fit(state: FitState, options: Groups, sample: DataObjective, at_most: 
     KeyboardInterrupt
         After Ctrl-C: the whole fit is meant.
     """
-    phase = newton_phase(options, len(state.theta), at_most)
+    phase = newton_phase(options, len(state.theta), at_most, max(tol, options.gauss_newton.tol))
     try:
         native = advance(phase, state, sample, tell=False)
         end = native[0] if native is not None else run(phase, state, sample, lambda _: None)

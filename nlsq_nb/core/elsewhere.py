@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ __all__ = ["Ground", "common_part", "rivals"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Places = NDArray[np.intp]
 _LAGS = 3
 _SMOOTH = 5  # rows over which the residuals of a place are averaged
 _NEAR, _FAR, _WIDE = 1.5, 6.0, 20.0  # largest factors between a start and what it is drawn around
@@ -95,50 +98,61 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     ndarray, shape (n, p)
         Inside the bounds where these are apart; row 0 is p0 itself.
     """
-    moves = ground.moves
-    points = np.tile(ground.found, (n, 1))
-    points[0] = ground.first
-    if n == 1 or not moves.any():
+    points = np.empty((n, len(ground.found)))
+    points[:], points[0] = ground.found, ground.first
+    moves = np.flatnonzero(ground.moves)
+    if n == 1 or not len(moves):
         return points
-    unit = np.zeros((n - 1, len(moves) + 2))
-    drawn = np.append(moves, [True, True])
-    unit[:, drawn] = kronecker_sample(n - 1, int(drawn.sum()), seed=seed)
-    unit, row, spare = unit[:, :-2], unit[:, -2], unit[:, -1:]
-    placed = _placed(ground, unit, row, spare)
-    keeps = (spare + 0.5 * np.arange(len(moves)) + 7.0 * unit) % 1.0 < 0.5
-    wide = _everywhere(ground, unit, spare)
-    mixed = np.where(keeps, ground.found, placed)
-    near, around = _around(ground.first, unit, _NEAR), _around(ground.found, unit, _FAR)
-    kinds = (placed, mixed, near, around, wide)
-    turn = np.arange(n - 1) % len(kinds)
-    points[1:, moves] = np.stack(kinds)[turn, np.arange(n - 1)][:, moves]
-    return _inside(ground, points)
+    drawn = _drawn(n - 1, len(moves), seed)
+    unit, row, spare = drawn[:, :-2], drawn[:, -2:-1], drawn[:, -1:]
+    first, found, lower, upper = (part[moves] for part in (ground.first, ground.found, ground.lower, ground.upper))
+    starts = np.empty_like(unit)
+    # the first two kinds, each in its turn
+    placed = _placed(ground, moves, unit, row, spare)
+    keeps = (spare + 0.5 * moves + 7.0 * unit) % 1.0 < 0.5
+    starts[0::5], starts[1::5] = placed[0::5], np.where(keeps, found, placed)[1::5]
+    starts[2::5], starts[3::5] = _around(first, unit[2::5], _NEAR), _around(found, unit[3::5], _FAR)
+    starts[4::5] = _everywhere((first, lower, upper), unit[4::5], spare[4::5])
+    points[1:, moves] = _inside(starts, lower, upper)
+    points[0] = _inside(points[0], ground.lower, ground.upper)
+    return points
 
 
-def _placed(ground: Ground, unit: Floats, row: Floats, spare: Floats) -> Floats:
+@lru_cache(maxsize=16)
+def _drawn(n: int, d: int, seed: int) -> Floats:
+    """Quasi-random numbers: for each of d parameters, for a row, and to spare; the same array for the same numbers."""
+    drawn = kronecker_sample(n, d + 2, seed=seed)
+    drawn.setflags(write=False)
+    return drawn
+
+
+def _placed(ground: Ground, moves: Places, unit: Floats, row: Floats, spare: Floats) -> Floats:
     """Starts with possible places at rows, and the rest around p0 or the answer."""
-    middle = np.where(spare < 0.5, ground.first, ground.found)
-    points = _around(middle, unit, _FAR)
+    points = _around(np.where(spare < 0.5, ground.first[moves], ground.found[moves]), unit, _FAR)
+    columns = [_column_of(ground, j) for j in moves.tolist()]
+    if all(column is None for column in columns):
+        return points
     n = len(ground.residuals)
     kernel = np.ones(min(_SMOOTH, n)) / min(_SMOOTH, n)
     chance = np.convolve(ground.residuals, kernel, mode="same") ** 2
     total = float(chance.sum())
-    chance = chance / total if 0.0 < total < np.inf else np.zeros(n)
+    chance = chance / total if 0.0 < total < math.inf else np.zeros(n)
     steps = np.cumsum((1.0 - _EVERYWHERE) * chance + _EVERYWHERE / n)
-    for j in np.flatnonzero(ground.moves):
-        column = _column_of(ground, int(j))
+    # two places of one start are not the same
+    chosen = np.minimum(np.searchsorted(steps, steps[-1] * ((row + unit) % 1.0)), n - 1)
+    for k, column in enumerate(columns):
         if column is not None:
-            # two places of one start are not the same
-            chosen = np.searchsorted(steps, steps[-1] * ((row + unit[:, j]) % 1.0))
-            points[:, j] = column[np.minimum(chosen, n - 1)]
+            points[:, k] = column[chosen[:, k]]
     return points
 
 
 def _column_of(ground: Ground, j: int) -> Floats | None:
     """The independent variable in whose range a parameter began or ended."""
-    for value in (ground.first[j], ground.found[j]):
-        for column in ground.columns:
-            if column[0] != column[-1] and column.min() <= value <= column.max():
+    values = (float(ground.first[j]), float(ground.found[j]))
+    ranges = [(float(column.min()), float(column.max()), column) for column in ground.columns]
+    for value in values:
+        for low, high, column in ranges:
+            if column[0] != column[-1] and low <= value <= high:
                 return column
     return None
 
@@ -149,16 +163,19 @@ def _around(middle: Floats, unit: Floats, factor: float) -> Floats:
     return np.where(middle == 0.0, 2.0 * unit - 1.0, scaled)
 
 
-def _everywhere(ground: Ground, unit: Floats, spare: Floats) -> Floats:
-    """Points far around p0, or all over the box."""
-    points = np.where(spare < _MIRRORED, -1.0, 1.0) * _around(ground.first, unit, _WIDE)
-    if (boxed := np.isfinite(ground.upper - ground.lower)).any():
-        points[:, boxed] = scale_samples(unit[:, boxed], ground.lower[boxed], ground.upper[boxed])
+def _everywhere(box: tuple[Floats, Floats, Floats], unit: Floats, spare: Floats) -> Floats:
+    """Points far around p0, or all over the bounds."""
+    first, lower, upper = box
+    points = np.where(spare < _MIRRORED, -1.0, 1.0) * _around(first, unit, _WIDE)
+    if (boxed := np.isfinite(upper - lower)).any():
+        points[:, boxed] = scale_samples(unit[:, boxed], lower[boxed], upper[boxed])
     return points
 
 
-def _inside(ground: Ground, points: Floats) -> Floats:
+def _inside(points: Floats, lower: Floats, upper: Floats) -> Floats:
     """The points, moved off and inside the bounds."""
-    width = ground.upper - ground.lower
+    if math.isinf(max(lower.tolist())) and math.isinf(min(upper.tolist())):  # there is none
+        return points
+    width = upper - lower
     off = np.where(np.isfinite(width), _INSIDE * width, 0.0)
-    return np.asarray(np.clip(points, ground.lower + off, ground.upper - off))
+    return np.asarray(np.clip(points, lower + off, upper - off))
