@@ -1,10 +1,10 @@
-"""What CUDA kernels cost, from their PTX: no device is needed; on one, passes are timed as well.
+"""What CUDA kernels cost, from their machine code: no device is needed; on one, passes are timed as well.
 
     python bench/gpu.py [--write docs/explanation/gpu.md]
 
-Registers and spills are those of the assembler in nvJitLink for sm_90. Counts are of the loop over the points.
-The prediction is the roofline of an H100 SXM: 3.35 TB/s, and 33.5 TFLOP/s in fp64, that is 16.75e12 fp64
-instructions a second. Needs numba-cuda; without a driver the stand-in of the tests takes its place.
+Registers and spills are those of the assembler in nvJitLink. Counts are of the loop over the points, branches that are
+seldom taken included. The predictions are rooflines of the SXM cards with 80 GB: memory, fp64, issue. Needs numba-cuda
+or numba-cuda-mlir, and nvidia-cuda-nvdisasm; without a driver the stand-in of the tests takes its place.
 """
 
 import argparse
@@ -18,8 +18,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-BANDWIDTH = 3.35e12
-INSTRUCTIONS = 16.75e12
+CARDS = {  # compute capability, bytes, fp64 instructions and instructions a second
+    "H100": ((9, 0), 3.35e12, 16.75e12, 33.5e12),
+    "A100": ((8, 0), 2.04e12, 4.85e12, 19.5e12),
+}
 ROWS = 100_000_000
 MARK = "<!-- bench/gpu.py writes from here -->"
 
@@ -47,20 +49,30 @@ def has_device() -> bool:
         return False
 
 
-def static(program) -> dict:
-    """Figures of the kernel of order 2, without a device."""
-    from tests.emulator.offline import assemble, compile_kernel, loop_of
+def capability() -> tuple[int, int]:
+    """The compute capability of the device that is there."""
+    from nlsq_nb.backends.cuda.toolkit import toolkit
 
-    text = compile_kernel(program, "sums2", (9, 0))
-    loop = loop_of(text)
-    double = [op for op in loop if op.endswith("f64") and op.split(".")[0] in {"add", "sub", "mul", "fma", "div"}]
+    return tuple(toolkit().cuda.get_current_device().compute_capability)
+
+
+def static(program, card) -> dict:
+    """Figures of the kernel of order 2 on a card, without it."""
+    from tests.emulator.offline import assemble, compile_kernel, machine_loop_of
+
+    cc, bandwidth, most_double, most = CARDS[card]
+    found = assemble(compile_kernel(program, "sums2", cc), cc)
+    loop = machine_loop_of(found.cubin)
+    double = [op for op in loop if op.startswith(("DADD", "DMUL", "DFMA", "DSETP", "DMNMX"))]
     columns = program.n_vars + program.n_outputs
-    points = sum(op == "ld.global.f64" for op in loop) // columns  # the loop may be unrolled
+    points = sum(op.startswith("LDG.E.64") for op in loop) / columns  # the loop may be unrolled
     size = 8 * columns
-    memory, arithmetic = BANDWIDTH / size, INSTRUCTIONS * points / len(double)
-    return assemble(text, (9, 0)) | {
-        "instructions": len(loop) // points,
-        "double": len(double) // points,
+    memory, arithmetic = bandwidth / size, points * min(most_double / len(double), most / len(loop))
+    return {
+        "registers": found.registers,
+        "spilled": found.spilled,
+        "instructions": round(len(loop) / points),
+        "double": round(len(double) / points),
         "bytes": size,
         "predicted": min(memory, arithmetic) / 1e9,
         "share": min(1.0, arithmetic / memory),
@@ -85,20 +97,22 @@ def measured(program) -> str:
     return f"{ROWS / best / 1e9:.1f}"
 
 
-def table(*, timed: bool) -> str:
-    """All models, as Markdown."""
+def table(device) -> str:
+    """All models, as Markdown; passes are timed on a card of the device's compute capability."""
     from nlsq_nb import Model
 
-    heads = ["model", "p", "registers", "spilled", "fp64 of PTX instructions", "bytes", "predicted Gpoint/s"]
-    heads += ["of the bandwidth", "measured Gpoint/s"]
+    heads = ["model", "p", "card", "registers", "spilled", "fp64 of SASS instructions", "bytes"]
+    heads += ["predicted Gpoint/s", "of the bandwidth", "measured Gpoint/s"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, text in MODELS.items():
         program = Model(text).program
-        s = static(program)
-        cells = [name, program.n_params, s["registers"], f"{s['spilled']} B", f"{s['double']} of {s['instructions']}"]
-        cells += [s["bytes"], f"{s['predicted']:.0f}", f"{100 * s['share']:.0f} %"]
-        cells.append(measured(program) if timed else "not measured")
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        for card, (cc, *_) in CARDS.items():
+            s = static(program, card)
+            cells = [name, program.n_params, card, s["registers"], f"{s['spilled']} B"]
+            cells += [f"{s['double']} of {s['instructions']}", s["bytes"]]
+            cells += [f"{s['predicted']:.0f}", f"{100 * s['share']:.0f} %"]
+            cells.append(measured(program) if cc == device else "not measured")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -113,7 +127,7 @@ def main() -> None:
         from tests.emulator.entry_points import install
 
         install(Driver())
-    text = table(timed=timed)
+    text = table(capability() if timed else None)
     print(text)
     if given.write is not None:
         head = given.write.read_text(encoding="utf-8").partition(MARK)[0]

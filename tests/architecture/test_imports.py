@@ -82,3 +82,34 @@ def test_cached_kernel_needs_no_numba(folder, code):
     found = imported(code, folder)
     assert "llvmlite" in found
     assert found & LIBRARIES == set()
+
+
+WITHOUT_GPU = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        hidden = name.split(".")[0] in {"cupy", "numba_cuda", "numba_cuda_mlir"} or name.startswith("numba.cuda")
+        return None if hidden else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+import importlib, pkgutil, nlsq_nb
+for module in pkgutil.walk_packages(nlsq_nb.__path__, "nlsq_nb."):
+    importlib.import_module(module.name)
+"""
+
+
+def test_without_gpu_packages_all_modules_import_and_fits_run(folder):
+    said = """
+from nlsq_nb.errors import BackendUnavailable
+try:
+    curve_fit("a*x", x, y, backend="cuda")
+except BackendUnavailable as error:
+    assert "nlsq_nb[gpu]" in str(error)
+else:
+    raise AssertionError("there is a CUDA backend")
+"""
+    found = imported(WITHOUT_GPU + FIT.format(backend="cpu") + said, folder)
+    assert found & {"cupy", "numba_cuda", "numba_cuda_mlir"} == set()

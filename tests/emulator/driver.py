@@ -89,6 +89,8 @@ class Driver:
         Every copy and launch since `forget`.
     counts : Counter
         Allocations, synchronisations, and the like.
+    largest : int
+        Bytes that one allocation can have, as when free memory is in pieces.
     error : Exception or None
         The first one of an entry point; C sees a code only.
     """
@@ -100,6 +102,7 @@ class Driver:
         self.ledger: list[Transfer] = []
         self.counts: Counter[str] = Counter()
         self.random = random.Random(0)
+        self.largest = memory
         self.keep: list[object] = []  # what C holds the addresses of
         self.error: BaseException | None = None
         self._reserved = 1 << 36
@@ -148,7 +151,7 @@ class Driver:
 
     def allocate(self, size: int) -> int | None:
         """Address of new, poisoned memory of the current device; None when it is full."""
-        if self.held(self.device) + size > self.memory:
+        if size > self.largest or self.held(self.device) + size > self.memory:
             return None
         address = self._begin + self._used
         self._used += -(-(size + _PAGE) // _PAGE) * _PAGE  # a gap after each allocation, never used again

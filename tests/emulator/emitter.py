@@ -88,7 +88,7 @@ class Emitter:
         for name, (data, alignment) in self.module.globals.items():
             content = "".join(f"\\{byte:02X}" for byte in data)
             self.lines.append(f'@"global_{name}" = global [{len(data)} x i8] c"{content}", align {alignment}')
-        for function in self.module.functions.values():
+        for function in self.module.reached():
             self._function(function)
         for kernel in self.module.kernels:
             self.lines.append(_ROUND.format(name=kernel.name, state=STATE, ready=READY, failed=FAILED))

@@ -1,14 +1,37 @@
-"""What a kernel becomes for a device that is not there: its PTX, and the registers that the linker gives it."""
+"""What a kernel becomes for a device that is not there: PTX, machine code, registers."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
 from typing import Any
 
-from nlsq_nb.codegen.module import load
+from nlsq_nb.backends.cuda.toolkit import toolkit
 from nlsq_nb.codegen.skeletons import render
 
-__all__ = ["assemble", "compile_kernel", "loop_of"]
+__all__ = [
+    "Assembled", "assemble", "compile_kernel", "disassemble", "disassembler", "loop_of", "machine_loop_of", "opcode",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """Machine code.
+
+    Attributes
+    ----------
+    cubin : bytes
+        An ELF file.
+    registers, spilled : int
+        Registers per thread, and bytes that are spilled.
+    """
+
+    cubin: bytes
+    registers: int
+    spilled: int
 
 
 def compile_kernel(
@@ -34,18 +57,18 @@ def compile_kernel(
     str
         PTX.
     """
-    from numba import cuda, types
-
+    tools = toolkit()
+    cuda, types = tools.cuda, importlib.import_module(f"{tools.package}.types")
     column, sums = (types.Array(getattr(types, d), 1, "C") for d in (dtype, "float64"))
     count = program.n_vars + program.n_outputs * (2 if weighted else 1)
     signature = types.void(*[column] * count, types.int64, types.int64, sums, sums, types.int64)
-    kernel = getattr(load(render(program, "cuda", weighted)), name).py_func
+    kernel = getattr(tools.load(render(program, "cuda", weighted)), name).py_func
     text, _ = cuda.compile(kernel, signature, cc=cc, device=False, abi="numba", output="ptx")
     return str(text)
 
 
-def assemble(text: str, cc: tuple[int, int]) -> dict[str, int]:
-    """Registers per thread, and bytes that are spilled, after the assembler of nvJitLink.
+def assemble(text: str, cc: tuple[int, int]) -> Assembled:
+    """What the assembler of nvJitLink makes of PTX.
 
     Parameters
     ----------
@@ -56,8 +79,8 @@ def assemble(text: str, cc: tuple[int, int]) -> dict[str, int]:
 
     Returns
     -------
-    dict
-        "registers" and "spilled".
+    Assembled
+        Machine code, and what a thread needs.
     """
     from cuda.bindings import nvjitlink
 
@@ -68,13 +91,83 @@ def assemble(text: str, cc: tuple[int, int]) -> dict[str, int]:
     nvjitlink.complete(handle)
     log = bytearray(nvjitlink.get_info_log_size(handle))
     nvjitlink.get_info_log(handle, log)
+    cubin = bytearray(nvjitlink.get_linked_cubin_size(handle))
+    nvjitlink.get_linked_cubin(handle, cubin)
     nvjitlink.destroy(handle)
     found = log.decode(errors="replace")
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", found)]
     spilled = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", found)]
     if not registers:
         raise RuntimeError(f"the assembler does not say what it used: {found}")
-    return {"registers": max(registers), "spilled": sum(spilled)}
+    return Assembled(bytes(cubin), max(registers), sum(spilled))
+
+
+def disassembler() -> str | None:
+    """Where NVIDIA's disassembler is; None without the package nvidia-cuda-nvdisasm."""
+    from cuda.pathfinder import find_nvidia_binary_utility
+
+    found = find_nvidia_binary_utility("nvdisasm")
+    return None if found is None else str(found)
+
+
+def disassemble(cubin: bytes) -> dict[str, list[str]]:
+    """Machine code as text; `disassembler` must be there.
+
+    Parameters
+    ----------
+    cubin : bytes
+        From `assemble`.
+
+    Returns
+    -------
+    dict
+        Name of a function → its labels, with a colon, and its instructions, in order.
+    """
+    tool = disassembler()
+    if tool is None:
+        raise RuntimeError("needs NVIDIA's disassembler: pip install nvidia-cuda-nvdisasm")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-c", file.name], check=True, capture_output=True, text=True).stdout
+    found: dict[str, list[str]] = {}
+    name = ""
+    for line in text.splitlines():
+        if match := re.match(r"\.text\.(\S+):", line):
+            name = match[1]
+            found[name] = []
+        elif match := re.match(r"(\.L_\S+:)|\s+/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
+            found[name].append(match[1] or match[2])
+    return found
+
+
+def machine_loop_of(cubin: bytes) -> list[str]:
+    """Opcodes of the loop over the points in machine code; see `loop_of`.
+
+    Parameters
+    ----------
+    cubin : bytes
+        With one kernel, from `assemble`.
+
+    Returns
+    -------
+    list of str
+        In order.
+    """
+    best: list[str] = []
+    for lines in disassemble(cubin).values():
+        for end, line in enumerate(lines):
+            target = re.search(r"\bBRA.*`\((\S+)\)", line)
+            begin = lines.index(f"{target[1]}:") if target and f"{target[1]}:" in lines else end
+            inside = [opcode(text) for text in lines[begin : end + 1] if not text.endswith(":")]
+            if begin < end and len(inside) > len(best) and not any(op.startswith("BAR.") for op in inside):
+                best = inside
+    return best
+
+
+def opcode(instruction: str) -> str:
+    """The opcode of an instruction of machine code, without its predicate."""
+    return re.sub(r"^@!?\w+\s+", "", instruction).split()[0]
 
 
 def loop_of(text: str) -> list[str]:

@@ -161,6 +161,17 @@ class Module:
         """The functions that can be launched."""
         return [f for f in self.functions.values() if f.is_kernel]
 
+    def reached(self) -> list[Function]:
+        """The kernels, and the functions that they call; what was inlined everywhere is left out."""
+        found = {f.name: f for f in self.kernels}
+        rest = list(found.values())
+        while rest:
+            calls = (i for i in rest.pop().items if isinstance(i, Instruction) and i.op.startswith("call"))
+            for name in {arg for call in calls for arg in call.args} & self.functions.keys() - found.keys():
+                found[name] = self.functions[name]
+                rest.append(found[name])
+        return list(found.values())
+
     def _take_variable(self, match: re.Match[str]) -> None:
         space, qualifiers, kind, name, array, count, _, init = match.groups()
         align = re.search(r"align\s+(\d+)", qualifiers or "")

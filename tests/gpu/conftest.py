@@ -1,7 +1,7 @@
 """Tests of the CUDA path: on the stand-in driver, or with `-m gpu` on a device.
 
-Without numba-cuda they are skipped. The stand-in takes the place of libcuda in the whole process, so these tests
-run in a process of their own: `pytest tests/gpu`.
+Without numba-cuda or numba-cuda-mlir they are skipped. The stand-in takes the place of libcuda in the whole process,
+so these tests run in a process of their own: `pytest tests/gpu`.
 """
 
 import faulthandler
@@ -11,11 +11,16 @@ import sys
 import pytest
 
 MISSING = "needs numba-cuda: pip install 'numba-cuda[cu13]' 'numpy<2.5'"
+COMPILERS = ("numba_cuda", "numba_cuda_mlir")
+
+
+def has_compiler():
+    return any(importlib.util.find_spec(name) for name in COMPILERS)
 
 
 def pytest_ignore_collect(collection_path, config):
     """Without the package there is nothing to import, but something to say: see test_available."""
-    if importlib.util.find_spec("numba_cuda") is None:
+    if not has_compiler():
         return collection_path.name.startswith("test_") and collection_path.name != "test_available.py"
     return None
 
@@ -49,7 +54,7 @@ def driver(_session_driver):
     if driver is None:
         pytest.skip("runs on the stand-in driver; -m gpu chose a device")
     driver.forget()
-    driver.error, driver.order, driver.memory = None, "random", 1 << 31
+    driver.error, driver.order, driver.memory, driver.largest = None, "random", 1 << 31, 1 << 31
     yield driver
     assert driver.error is None
 

@@ -7,11 +7,11 @@ import pytest
 from nlsq_nb import curve_fit
 from nlsq_nb.errors import BackendUnavailable
 
-from .conftest import MISSING
+from .conftest import MISSING, has_compiler
 
 
 def test_the_path_is_tested():
-    if importlib.util.find_spec("numba_cuda") is None:
+    if not has_compiler():
         pytest.skip(MISSING)
 
 

@@ -54,7 +54,7 @@ def test_any_order_of_threads_gives_the_same_bits(driver, index, weighted):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("index", [3, 7])
+@pytest.mark.parametrize("index", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_float32_is_storage(index, weighted):
     entry = EXPRESSIONS[index]
     chunk = chunk_of(entry.data(2000), weighted, np.float32)
@@ -63,6 +63,21 @@ def test_float32_is_storage(index, weighted):
     assert sums_error(found, total(get_backend("cpu"), entry.model(), wide, entry.theta)) <= TOLERANCE
     assert sums_error(found, total(get_backend("cuda"), entry.model(), chunk_of(entry.data(2000), weighted),
                                    entry.theta)) <= 1e-6  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("entry", EXPRESSIONS, ids=str)
+def test_every_entry_as_on_the_cpu_in_both_dtypes_and_any_order(driver, entry, weighted):
+    model, data = entry.model(), entry.data(1500)
+    for dtype, most in ((np.float64, TOLERANCE), (np.float32, 1e-6)):
+        chunk, bits = chunk_of(data, weighted, dtype), set()
+        for order in ("forward", "reverse", "random"):
+            driver.order = order
+            found = total(get_backend("cuda"), model, chunk, entry.theta, dtype)
+            bits.add(found.high.tobytes() + found.low.tobytes())
+        assert len(bits) == 1
+        assert sums_error(found, total(get_backend("cpu"), model, chunk, entry.theta, dtype)) <= most
 
 
 @pytest.mark.parametrize("terms", [16, 17, 40])

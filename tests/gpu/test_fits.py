@@ -10,7 +10,7 @@ from nlsq_nb import AdaptiveHybridStreamingOptimizer, HybridStreamingConfig, Mod
 from nlsq_nb.backends import get_backend
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.sums import Accumulator
-from nlsq_nb.errors import DataError, UnsupportedOption
+from nlsq_nb.errors import BackendUnavailable, DataError, UnsupportedOption
 
 
 @pytest.fixture(autouse=True)
@@ -136,8 +136,7 @@ class Tensor:
 
 
 def test_other_arrays_on_a_device(cupy, monkeypatch):
-    from numba import cuda
-
+    cuda = compiler()
     model, (x, y), z, p0 = plane()
     expected = curve_fit(model, (x, y), z, p0=p0)
     both = np.stack([x, y])
@@ -189,6 +188,19 @@ def test_a_full_device_streams(driver, monkeypatch, caplog):
     assert "are streamed" in caplog.text
 
 
+def test_memory_in_pieces_is_tried_with_less(driver, monkeypatch, caplog):
+    """What is free is not to be had at once: the data are streamed, in pieces that are halved until they fit."""
+    problem = decay(20_000)
+    driver.largest = 100_000
+    with caplog.at_level(logging.INFO, logger="nlsq_nb.backends"):
+        found = fitted(problem, cuda_backend(), monkeypatch)
+    agree(found, fitted(problem, "cpu"))
+    assert "the device is full: data are streamed" in caplog.text
+    driver.largest = 20_000
+    with pytest.raises(BackendUnavailable, match="no memory left for the buffers"):
+        fitted(problem, cuda_backend(), monkeypatch)
+
+
 def test_optimizer_follows_the_data_and_frees_the_device(cupy, driver):
     model, (x,), y, p0 = decay()
     optimizer = AdaptiveHybridStreamingOptimizer(HybridStreamingConfig(verbose=0))
@@ -202,8 +214,6 @@ def test_optimizer_follows_the_data_and_frees_the_device(cupy, driver):
 
 
 def test_copies_of_host_data_go_with_the_data(driver):
-    from numba import cuda
-
     backend, (_, (x,), y, _) = get_backend("cuda"), decay()
     before = driver.held(0)
     chunk = Chunk(0, (x.copy(),), (y.copy(),), lasting=True)
@@ -212,7 +222,7 @@ def test_copies_of_host_data_go_with_the_data(driver):
     assert backend.put(chunk, np.float64) is not chunk
     assert driver.held(0) == once > before
     del chunk
-    cuda.current_context().memory_manager.deallocations.clear()
+    compiler().current_context().memory_manager.deallocations.clear()
     assert driver.held(0) == before
 
 
@@ -228,9 +238,7 @@ BUGS = {
 
 
 def other_stream():
-    from numba import cuda
-
-    return cuda.stream()
+    return compiler().stream()
 
 
 @pytest.mark.parametrize("bug", BUGS)
@@ -246,11 +254,11 @@ def test_planted_bugs_show(bug, monkeypatch):
             rows = slice(lo, lo + 8192)
             backend.reduce(backend.compile(program, np.float64), Chunk(lo, (x[rows],), (y[rows],)), theta, 2, into)
         sums.append(into.result().packed)
-        cuda_wait()
+        compiler().synchronize()
     assert not np.allclose(sums[0], sums[1], rtol=1e-12, atol=0, equal_nan=True)
 
 
-def cuda_wait():
-    from numba import cuda
+def compiler():
+    from nlsq_nb.backends.cuda.toolkit import toolkit
 
-    cuda.synchronize()
+    return toolkit().cuda

@@ -149,6 +149,12 @@ class Device:
             self._pieces[bytes_per_row] = known
         return known
 
+    def shorten_pieces(self, bytes_per_row: int) -> bool:
+        """Halve the pieces, whose memory was not to be had although it seemed free; False if they are the smallest."""
+        known = self._pieces[bytes_per_row]
+        self._pieces[bytes_per_row] = max(_SMALLEST, known // 2)
+        return known > _SMALLEST
+
     def upload(self, values: Floats) -> Any:
         """Send a few numbers, the parameters, in the first lane."""
         pinned = self.pinned("theta", len(values))

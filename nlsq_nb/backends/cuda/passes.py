@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.cuda.devices import Device, Lane
 from nlsq_nb.backends.cuda.kernels import CudaKernel, block_count
-from nlsq_nb.backends.cuda.toolkit import on_device_number, toolkit
+from nlsq_nb.backends.cuda.toolkit import is_out_of_memory, on_device_number, toolkit
 from nlsq_nb.codegen.targets.cuda_common import TILE
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import sums_size
@@ -125,16 +125,23 @@ class Pass:
         columns = [*chunk.x, *chunk.y, *(chunk.w or ())]
         devices = [self._devices[number] for number in self._numbers]
         width = len(columns) * self._kernel.dtype.itemsize
-        step = min(self._piece_rows(device, width) for device in devices)
-        for lo in range(0, chunk.n_rows, step):
+        lo = 0
+        while lo < chunk.n_rows:
+            step = min(self._piece_rows(device, width) for device in devices)
             turn, which = divmod(self._pieces, len(devices))
-            pieces = [column[lo : lo + step] for column in columns]
-            rows, lane = len(pieces[0]), turn % 2
-            with on_device_number(devices[which].number):
-                work = self._begin(devices[which], lane, min(step, chunk.n_rows))
-                staged = work.device.lanes[lane].stage(pieces, self._kernel.dtype)
+            device, pieces, lane = devices[which], [column[lo : lo + step] for column in columns], turn % 2
+            rows = len(pieces[0])
+            with on_device_number(device.number):
+                try:
+                    work = self._begin(device, lane, min(step, chunk.n_rows))
+                    staged = device.lanes[lane].stage(pieces, self._kernel.dtype)
+                except Exception as error:
+                    if is_out_of_memory(error) and device.shorten_pieces(width):
+                        continue  # nothing of this piece has been given to the device
+                    raise
                 self._launch(work, lane, tuple(staged), (0, rows), chunk.w is not None)
             self._pieces += 1
+            lo += rows
 
     def collect(self) -> tuple[Floats, Floats]:
         """Wait for the sums.

@@ -20,11 +20,11 @@ from nlsq_nb.errors import BackendUnavailable
 __all__ = ["Toolkit", "as_users", "empty", "is_out_of_memory", "on_device_number", "toolkit"]
 
 _INSTALL = "install the extra: pip install 'nlsq_nb[gpu]'"
-_CHOICES = (
-    ("numba_cuda", "numba.cuda", IMPORTS),
+_CHOICES = (  # what is installed, what is imported, what generated text imports
+    ("numba_cuda", "numba", IMPORTS),
     (
         "numba_cuda_mlir",
-        "numba_cuda_mlir.cuda",
+        "numba_cuda_mlir",
         "from numba_cuda_mlir import cuda\nfrom numba_cuda_mlir.types import float64",
     ),
 )
@@ -36,12 +36,15 @@ class Toolkit:
 
     Attributes
     ----------
+    package : str
+        Where it is imported from.
     cuda : module
         `numba.cuda`, or what has its names.
     imports : str
         The lines that generated text begins with to be compiled by it.
     """
 
+    package: str
     cuda: Any
     imports: str
 
@@ -89,16 +92,16 @@ def toolkit() -> Toolkit:
         When neither is installed, or there is no driver or no device; says which.
     """
     reasons = []
-    for package, module, imports in _CHOICES:
-        if importlib.util.find_spec(package) is None:
+    for installed, package, imports in _CHOICES:
+        if importlib.util.find_spec(installed) is None:
             continue
         try:
-            cuda = importlib.import_module(module)
+            cuda = importlib.import_module(f"{package}.cuda")
             if cuda.is_available():
-                return Toolkit(cuda, imports)
-            reasons.append(f"{package}: {_why_not(cuda)}")
+                return Toolkit(package, cuda, imports)
+            reasons.append(f"{installed}: {_why_not(cuda)}")
         except ImportError as error:
-            reasons.append(f"{package} cannot be imported: {error}")
+            reasons.append(f"{installed} cannot be imported: {error}")
     if not reasons:
         raise BackendUnavailable(f"backend='cuda' needs numba-cuda, which is not installed; {_INSTALL}")
     raise BackendUnavailable(
