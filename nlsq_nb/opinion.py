@@ -110,12 +110,14 @@ def look_at(
         None where no second opinion is called for, or possible.
     """
     linear = [name in problem.model.linear_params for name in problem.model.params]
-    if not _may_ask(options, state) or not any(np.greater(state.free, linear)):  # else there is one optimum
+    free = state.free.tolist()
+    # where only linear parameters are free there is one optimum
+    if not _may_ask(options, state) or not any(f and not k for f, k in zip(free, linear, strict=True)):
         return None
     if problem.whitening is None:  # else rows mean nothing without the others
         rows = rows_to_check(rows, options, len(linear))
     assert state.sums is not None
-    dof = rows.n_rows * problem.model.n_outputs - int(state.free.sum())
+    dof = rows.n_rows * problem.model.n_outputs - free.count(True)
     doubts, unless_asked = list(_doubts(state, linear, dof, spread)), options.checks.second_opinion == "auto"
     # so few residuals that are so small have no pattern that would count
     if unless_asked and not doubts and dof < _SMALL and state.sums.sse <= _POOR * spread:
@@ -212,9 +214,10 @@ def _doubts(state: FitState, linear: list[bool], dof: int, spread: float) -> Ite
         yield "little of the spread of y is explained"
     elif dof < _FEW and sse > _POOR * spread:
         yield "few residuals, and they are not small"
-    terms = (state.theta**2 * state.sums.jtj.diagonal()).tolist()
-    if any(term > _CANCELLING**2 * state.signal for term, counts in zip(terms, linear, strict=True) if counts):
-        yield "large terms cancel each other"
+    if any(linear):
+        terms = (state.theta**2 * state.sums.jtj.diagonal()).tolist()
+        if any(term > _CANCELLING**2 * state.signal for term, counts in zip(terms, linear, strict=True) if counts):
+            yield "large terms cancel each other"
 
 
 def _has_pattern(residuals: Floats, dof: int, state: FitState, spread: float) -> bool:

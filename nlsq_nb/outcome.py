@@ -191,7 +191,7 @@ def warn_of(model: Model, outcome: Outcome, depth: int) -> None:
     assert stop is not None
     if not stop.success:
         warnings.warn(f"{stop.value} (sse={outcome.sse:g})", ConvergenceWarning, stacklevel=depth)
-    if weak.any():
+    if True in weak.tolist():
         warnings.warn(
             f"Covariance of the parameters could not be estimated for {', '.join(named(model, weak))}",
             CovarianceWarning,
@@ -202,12 +202,12 @@ def warn_of(model: Model, outcome: Outcome, depth: int) -> None:
 def _notes(model: Model, source: RetryingSource, outcome: Outcome) -> list[str]:
     """What a reader of the numbers should know, by parameter name."""
     state, notes, weak = outcome.state, list(model.notes), outcome.covariance.undetermined
-    if not state.free.all():
+    if False in state.free.tolist():
         notes.append(f"fixed by equal bounds: {', '.join(named(model, ~state.free))}")
-    if outcome.active.any():
+    if any(outcome.active.tolist()):
         held = ", ".join(named(model, outcome.active != 0))
         notes.append(f"on a bound, so its error is that of the free problem: {held}")
-    if outcome.dof > 0 and weak.any():
+    if outcome.dof > 0 and True in weak.tolist():
         notes.append(f"not determined by the data: {', '.join(named(model, weak))}")
     if state.sums is not None and state.sums.order < 2:
         notes.append("errors are not computed for so many parameters")

@@ -80,7 +80,7 @@ def first_state(problem: Problem, options: Groups, summary: DataSummary) -> FitS
     whole = not o.separable or is_matrix_free(options, model.n_params)
     linear = () if whole else model.linear_params
     state = setup(p0, problem.bounds, model.params, linear, summary.signal, strategy)
-    free = int(state.free.sum())
+    free = state.free.tolist().count(True)
     if summary.n_residuals < free:
         raise DataError(
             f"{summary.n_residuals} data points cannot determine {free} free parameters "

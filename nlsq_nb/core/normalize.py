@@ -53,7 +53,8 @@ class ParameterNormalizer:
             raise ConfigError(
                 f"normalization_strategy={strategy!r}; choose one of {', '.join(STRATEGIES)}"
             )
-        start = np.atleast_1d(np.asarray(p0, dtype=np.float64))
+        start = np.asarray(p0, dtype=np.float64)
+        start = start if start.ndim else start.reshape(1)
         self.strategy = strategy
         self.n_params = len(start)
         self.offsets = np.zeros(self.n_params)
