@@ -260,7 +260,7 @@ def _is_for_native(state: FitState) -> bool:
 
 def _reached(run: NativeRun, state: FitState) -> FitState:
     """The state at which native code left phase 2."""
-    found, point, scale = run.found, run.point(run.shape.one), run.shape.scale
+    found, point, scale = run.found, run.end(), run.shape.scale
     return replace(
         state,
         theta=point.theta,

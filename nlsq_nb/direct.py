@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
@@ -135,9 +134,10 @@ class _DirectFit:
         end = phases.converge()
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
-        found = self._seconded(end, part) if warms_up or plan.options.checks.second_opinion is True else end
+        if warms_up or plan.options.checks.second_opinion is True:
+            end = self._seconded(end, part)
         self.stamps.append(_now())
-        outcome = self._concluded(found, phases.inverse if found is end else None)
+        outcome = self._concluded(end)
         self.stamps.append(_now())
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
@@ -176,11 +176,11 @@ class _DirectFit:
                 self._counted.append(over(source, weight, lambda: over(part, None, None)))
         return self._counted[-1], self._counted[0]
 
-    def _concluded(self, end: FitState, inverse: tuple[NDArray[np.float64], float] | None) -> Outcome:
+    def _concluded(self, end: FitState) -> Outcome:
         """Phase 3."""
         options = self._plan.options
         known = (self.summary.n_residuals, self.problem.absolute_sigma)
-        ending = Ending(*known, options.checks.covariance_method, options.gauss_newton.tol, inverse=inverse)
+        ending = Ending(*known, options.checks.covariance_method, options.gauss_newton.tol)
         return conclude(end, lambda: self._objectives(self.problem.source)[1], ending)
 
     @property

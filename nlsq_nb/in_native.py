@@ -117,8 +117,6 @@ class NativePhases:
         What it found.
     marks : ndarray, shape (steps, 2)
         What happened in its steps; see `retold.counted`.
-    inverse : tuple of (ndarray, float) or None
-        (JᵀWJ)⁻¹ where phase 2 ended, and its condition; see `finalize`.
     """
 
     def __init__(
@@ -129,7 +127,6 @@ class NativePhases:
         self.warmup: WarmupStop | None = None
         self.found: list[float] = []
         self.marks = np.zeros((0, 2))
-        self.inverse: tuple[Floats, float] | None = None
         self._rows: Resident | None = None
         self._run: NativeRun | None = None
 
@@ -216,8 +213,8 @@ class NativePhases:
     def _ended(self, run: NativeRun, first: float | None) -> FitState:
         """The state in which phase 2 leaves the fit."""
         found, begun = run.found, self._state
-        self.passes, self.inverse = self.passes + int(found[at.PASSES]), run.inverse()
-        end, scale = run.point(run.shape.one), run.shape.scale
+        self.passes += int(found[at.PASSES])
+        end, scale = run.end(), run.shape.scale
         return FitState(
             theta=end.theta,
             normalizer=begun.normalizer,

@@ -12,6 +12,7 @@ from nlsq_nb.backends.small import compiled_run
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.phases.finalize import INVERSE
 from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupStop
 
 __all__ = ["NEWTON_STOPS", "NativeRun"]
@@ -148,12 +149,13 @@ class NativeRun:
         sums = NormalSums(self._rows.n_rows, p, 2, part[begin : begin + size], part[begin + size :])
         return WarmupPoint(part[:p], sums, part[p : 2 * p], loss, part[2 * p : 3 * p])
 
-    def inverse(self) -> tuple[NDArray[np.float64], float] | None:
-        """(JᵀWJ)⁻¹ where phase 2 has ended, and its condition; None where the general way has to find it."""
-        if not self.found[at.CONDITION] > 0.0:
-            return None
-        p, begin = self.shape.n_params, self.shape.inverse
-        return self.w[begin : begin + p * p].reshape(p, p), self.found[at.CONDITION]
+    def end(self) -> WarmupPoint:
+        """The record that phase 2 ended in, whose sums know their inverse unless the general way has to find it."""
+        point, condition = self.point(self.shape.one), self.found[at.CONDITION]
+        if condition > 0.0:
+            p, begin = self.shape.n_params, self.shape.inverse
+            point.sums.derived[INVERSE] = self.w[begin : begin + p * p].reshape(p, p), condition
+        return point
 
     def log(self, lines: int) -> NDArray[np.float64]:
         """The lines of the log, as many as a phase told: a row for every step."""

@@ -20,10 +20,14 @@ from nlsq_nb.phases.state import FitState
 from nlsq_nb.phases.stationary import seen_parameters
 from nlsq_nb.phases.trial import sums_of
 
-__all__ = ["Outcome", "Scatter", "finalize", "finalize_robust"]
+__all__ = ["INVERSE", "Outcome", "Scatter", "finalize", "finalize_robust"]
 
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
+
+INVERSE = "inverse"
+"""Where `NormalSums.derived` has (JᵀWJ)⁻¹ and the condition of the scaled JᵀWJ, if a phase has found them and no
+parameter is fixed, on a bound, or undetermined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,6 @@ def finalize(
     penalty: float,
     triangle: Triangle | None = None,
     corrections: int = 0,
-    inverse: tuple[Floats, float] | None = None,
 ) -> Outcome:
     """Covariance at the solution.
 
@@ -107,9 +110,6 @@ def finalize(
         R of √W J, where JᵀWJ has lost digits.
     corrections : int
         Steps that were taken with it.
-    inverse : tuple of (ndarray of shape (p, p), float), optional
-        (JᵀWJ)⁻¹ and the condition of the scaled JᵀWJ, where they are known and no parameter is fixed, on a
-        bound, or undetermined.
 
     Returns
     -------
@@ -122,8 +122,9 @@ def finalize(
     # an sse of 0 is one below the rounding of y: it makes no undetermined parameter exact
     scatter = max(sse, _EPS**2 * state.signal)
     variance = 1.0 if absolute_sigma else (scatter / dof if dof > 0 else np.inf)
-    if inverse is not None and triangle is None:
-        found = covariance_of_inverse(*inverse, state.free, variance)
+    known: tuple[Floats, float] | None = sums_of(state).derived.get(INVERSE)
+    if known is not None and triangle is None:
+        found = covariance_of_inverse(*known, state.free, variance)
         return Outcome(state, found, np.zeros(len(state.theta), np.int_), dof, sse, 0.5 * sse)
     found = _covariance(state, variance, triangle) if sums_of(state).order > 1 else _unknown(state)
     method = "normal" if triangle is None else "qr"

@@ -52,8 +52,6 @@ class Ending:
         Relative offset below which a fit has converged.
     penalty : callable, optional
         What the sse holds beside the data, as sums at theta.
-    inverse : tuple of (ndarray, float), optional
-        (JᵀWJ)⁻¹ at the state that phase 2 leaves; see `finalize`.
     """
 
     n_residuals: int
@@ -61,13 +59,11 @@ class Ending:
     method: str
     tol: float
     penalty: GroupVariance | None = None
-    inverse: tuple[NDArray[np.float64], float] | None = None
 
     def outcome(self, state: FitState, triangle: Triangle | None = None, steps: int = 0) -> Outcome:
         """The numbers of a fit that ends here; see `finalize`."""
         added = 0.0 if self.penalty is None else self.penalty(state.theta).sse
-        known = self.inverse if steps == 0 else None
-        return finalize(state, self.n_residuals, self.absolute_sigma, added, triangle, steps, known)
+        return finalize(state, self.n_residuals, self.absolute_sigma, added, triangle, steps)
 
 
 def conclude(state: FitState, objective: Callable[[], Objective], ending: Ending) -> Outcome:
