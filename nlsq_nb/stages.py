@@ -59,5 +59,5 @@ def advance_stages(
         tried += end.iteration
         state = replace(end, separable=state.separable, iteration=tried)
         if state.f_scale == phase.loss.f_scale:
-            return state, told
+            return phase.explained(state), told
         state = phase.following(state, objective)

@@ -127,6 +127,10 @@ class Graduated:
             state = self.following(state, objective)
             state, _ = self.inner(state).init(state, self.seen(state, objective))
             state = replace(state, iteration=tried)
+        return self.explained(state)
+
+    def explained(self, state: FitState) -> FitState:
+        """The state; where a loss that saturates is flat, it says that the residuals lie beyond its scale."""
         if state.stop is StopReason.FLAT and self.loss.saturates:
             return replace(state, stop=StopReason.SATURATED)
         return state
