@@ -102,9 +102,9 @@ class CheckpointWriter:
                 extra,
                 _readable(phase, state),
             )
-        except CheckpointError as error:
-            self.failure = str(error)
-            _LOGGER.warning("%s", error)
+        except (CheckpointError, MemoryError) as error:
+            self.failure = str(error) or "there was no memory for a checkpoint"
+            _LOGGER.warning("%s", self.failure)
         else:
             self.failure, self._unwritten = None, None
 

@@ -9,7 +9,6 @@ filter, virtual or external data set that somebody may have put there is ever fo
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 
 from nlsq_nb.errors import CheckpointError
 from nlsq_nb.observe.checkpoint_tree import Tree, from_tree, pack, to_tree, unpack
+from nlsq_nb.observe.hdf5_layout import Group, lay_out
 
 __all__ = ["LARGEST", "USER_BLOCK", "Content", "Fingerprint", "claimed_serial", "make_image", "open_image"]
 
@@ -88,8 +88,6 @@ def make_image(content: Content, serial: int, readable: Mapping[str, Any]) -> by
     CheckpointError
         When something cannot be kept or is too large.
     """
-    import h5py
-
     document = pack(
         {
             "dict": [
@@ -101,18 +99,14 @@ def make_image(content: Content, serial: int, readable: Mapping[str, Any]) -> by
             ]
         }
     )
-    memory = io.BytesIO()
-    with h5py.File(memory, "w", userblock_size=USER_BLOCK) as file:
-        file.attrs["format"] = "nlsq_nb checkpoint"
-        file.attrs["version"] = _VERSION
-        file.attrs["sha256"] = hashlib.sha256(document).hexdigest()
-        file.create_group("fingerprint").attrs.update(content.fingerprint)
-        shown = file.create_group("phase_state")
-        for key, value in readable.items():
-            shown[key] = value
-        state = file.create_dataset("state", data=np.frombuffer(document, np.uint8))
-        start = state.id.get_offset()
-    image = bytearray(memory.getbuffer())
+    said = {"format": "nlsq_nb checkpoint", "version": _VERSION, "sha256": hashlib.sha256(document).hexdigest()}
+    shown = {
+        "fingerprint": Group(attributes=content.fingerprint),
+        "phase_state": Group(readable),
+        "state": np.frombuffer(document, np.uint8),
+    }
+    image, places = lay_out(Group(shown, said), USER_BLOCK)
+    start = places["state"]
     if len(image) > LARGEST:
         raise CheckpointError(f"a checkpoint of {len(image)} bytes is too large, {LARGEST} are allowed")
     line = (

@@ -1,5 +1,6 @@
 """Checkpoints under damage, power cuts, failing disks and malice."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from nlsq_nb import curve_fit
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.errors import CheckpointError
@@ -255,6 +257,33 @@ def test_the_nth_call_fails(tmp_path, monkeypatch, calls):
     if descriptors is not None:
         assert len(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
     assert len(list(tmp_path.glob("*.h5"))) == 3
+
+
+@pytest.mark.parametrize(("fault", "lasts"), [(OSError(28, "No space left on device"), 10**9), (MemoryError(), 1)])
+def test_a_fit_does_not_end_for_want_of_room(tmp_path, monkeypatch, fault, lasts):
+    x = np.linspace(0.0, 10.0, 500)
+    y = 5.0 * np.exp(-0.5 * x) + 1.0 + 0.1 * np.sin(37.0 * x)
+    options = {"p0": [1.0, 0.1, 5.0], "separable": False, "checkpoint_frequency": 1, "backend": "reference"}
+    options |= {"max_warmup_iterations": 12, "warmup_iterations": 12}
+    whole = curve_fit("a*exp(-b*x) + c", x, y, checkpoint_dir=tmp_path / "whole", **options)
+    calls, real = itertools.count(), os.write
+
+    def write_some(descriptor, data):
+        if 5 <= next(calls) < 5 + lasts:
+            raise fault
+        return real(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_some)
+        found = curve_fit("a*exp(-b*x) + c", x, y, checkpoint_dir=tmp_path / "part", **options)
+    said = [note for note in found.notes if "last checkpoint was not written" in note]
+    assert len(said) == (lasts > 1)
+    assert not list((tmp_path / "part").glob(".*"))
+    again = curve_fit("a*exp(-b*x) + c", x, y, resume_from_checkpoint=tmp_path / "part", **options)
+    for one in (found, again):
+        assert one.popt.tobytes() == whole.popt.tobytes()
+        assert one.pcov.tobytes() == whole.pcov.tobytes()
+        assert (one.sse, one.nfev) == (whole.sse, whole.nfev)
 
 
 def test_a_disk_that_takes_a_few_bytes_at_a_time(tmp_path, monkeypatch):

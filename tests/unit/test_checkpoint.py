@@ -21,6 +21,7 @@ from nlsq_nb.errors import CheckpointError
 from nlsq_nb.observe.checkpoint import CheckpointWriter
 from nlsq_nb.observe.checkpoint_file import newest, read, write
 from nlsq_nb.observe.checkpoint_tree import from_tree, pack, to_tree, unpack
+from nlsq_nb.observe.hdf5_layout import Group, lay_out
 from nlsq_nb.phases.defense import Defense, StepSizes
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.gauss_newton import GaussNewton
@@ -259,14 +260,52 @@ def test_a_file_is_readable_by_people(tmp_path):
     assert same(from_tree(loaded.tree, CLASSES), state)
 
 
+def values():
+    """A value of every kind that a file shows, by name."""
+    shapes = ((), (1,), (0,), (3, 2), (2, 1, 4))
+    some = {
+        f"{kind}{'x'.join(map(str, shape))}": np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
+        for kind in ("f4", "f8", ">f8", "i1", "i4", ">i8", "u2", "u8")
+        for shape in shapes
+    }
+    odd = {"nan": np.array([np.nan, -np.inf, -0.0, 5e-324]), "fortran": np.arange(6.0).reshape(2, 3).T, "int": -(2**63)}
+    return some | odd | {"bool": True, "float": 0.1, "ü" * 100: "ß", "empty": "", "long": "ab" * 5000}
+
+
+def test_the_hdf5_library_reads_what_is_laid_out(tmp_path):
+    known, said = values(), {"text": "ü", "none": "", "number": -7}
+    image, places = lay_out(Group({"inner": Group(known, said), "last": np.arange(100.0)}, {"a": "b"}), 1024)
+    (tmp_path / "file.h5").write_bytes(image)
+    with h5py.File(tmp_path / "file.h5", "r+") as file:
+        assert file.userblock_size == 1024
+        found = file["inner"]
+        assert dict(found.attrs) == said
+        assert set(found) == set(known)
+        for name, value in known.items():
+            if isinstance(value, str):
+                assert found[name].asstr()[()] == value
+                continue
+            back, given = np.asarray(found[name][()]), np.asarray(value)
+            assert (back.shape, back.dtype.itemsize) == (given.shape, given.dtype.itemsize)
+            assert back.tobytes() == given.astype(back.dtype).tobytes()
+        assert file["last"].id.get_offset() == places["last"]
+        file["more"] = "a file like any other"
+    assert places.keys() == {"last"}
+    with h5py.File(tmp_path / "file.h5") as file:
+        assert file["more"].asstr()[()] == "a file like any other"
+        assert file["inner"].attrs["text"] == "ü"
+    with pytest.raises(CheckpointError, match="dtype complex128 cannot be shown"):
+        lay_out(Group({"z": 1j}), 512)
+
+
 def test_the_same_state_gives_the_same_file(tmp_path):
     one, other = (save(tmp_path / name, 3, start()) for name in "ab")
     assert one.read_bytes() == other.read_bytes()
 
 
-def test_reading_does_not_use_the_hdf5_library(tmp_path, monkeypatch):
-    path = save(tmp_path, 1)
+def test_the_hdf5_library_is_not_needed(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    path = save(tmp_path, 1)
     assert from_tree(read(path, FINGERPRINT).tree) == 0.5
 
 
