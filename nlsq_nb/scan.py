@@ -305,7 +305,7 @@ def require_finite(
         Names the first row where the model, a derivative or a square is not finite.
     """
     start = ", ".join(f"{name}={value:g}" for name, value in zip(params, theta, strict=True))
-    squares = np.zeros(len(params))
+    sse, squares = 0.0, np.zeros(len(params))
     for rows in source.chunks():
         chunk = rows.host()
         columns = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
@@ -331,8 +331,9 @@ def require_finite(
                 f"the derivative by parameter {params[k]!r} is not finite at row "
                 f"{chunk.start + row} (x = {x}) for p0 {start}; choose another p0"
             )
+        sse += float(((np.stack(chunk.y) - f) ** 2).sum())
         squares += (jac**2).sum(axis=(0, 2))
-    if not np.isfinite(squares).all():
+    if math.isfinite(sse) and not np.isfinite(squares).all():
         name = params[int(np.argmin(np.isfinite(squares)))]
         raise NumericsError(
             f"the squares of the derivative by parameter {name!r} overflow for p0 {start}; choose another p0, "

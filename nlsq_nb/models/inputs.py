@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_nb.core.columns import table_names
-from nlsq_nb.errors import DataError, ModelError
+from nlsq_nb.errors import DataError, ModelError, TracingError
+from nlsq_nb.models.names import function_name
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
 
 __all__ = ["as_model"]
+
+_ALIKE = 1e-3  # of the largest value: terms that cancel may differ by more than rounding
 
 
 def as_model(
@@ -68,7 +72,51 @@ def as_model(
     given = names if _takes_any_number(model) else None
     if jac is not None:
         return Model.from_callable(model, jac=jac, x=_variables(xdata, n_rows, None), params=given)
-    return Model.from_function(model, x=_variables(xdata, n_rows, None), params=given)
+    found = Model.from_function(model, x=_variables(xdata, n_rows, None), params=given)
+    _require_same_with_numbers(found, model, xdata, n_rows)
+    return found
+
+
+def _require_same_with_numbers(traced: Model, f: Callable[..., Any], xdata: Any, n_rows: int) -> None:
+    """Refuse a function that does something else with arrays than it did with what it was traced by.
+
+    It is called on a few rows, in the shape of the data. What cannot be compared so is left alone: a function for
+    x of another orientation, and rows that are not finite (where numbers meet 0·log 0, the formula has its limit).
+    """
+    x = _few_rows(xdata, n_rows, len(traced.x))
+    if x is None:
+        return
+    theta = [1.0 + 0.1 * k for k in range(traced.n_params)]
+    try:
+        with np.errstate(all="ignore"):
+            given = np.asarray(f(x.T if np.shape(xdata)[-1] != n_rows else x, *theta), dtype=np.float64)
+            known = np.asarray(traced(x, *theta))
+    except Exception:
+        return  # it was traced, which is what counts
+    if given.shape != known.shape:
+        return
+    both = np.isfinite(given) & np.isfinite(known)
+    apart = np.abs(given - known)[both] > _ALIKE * np.abs(known[both]).max(initial=0.0)
+    if 2 * apart.sum() > apart.size:
+        raise TracingError(
+            f"{function_name(f)}: with an array as x the function gives other values than the formula that was "
+            f"traced ({given[both][apart][0]:g} instead of {known[both][apart][0]:g}); does it ask for the type "
+            "of x? Write it for any x, or use the function untraced: Model.from_callable(f, jac=...)"
+        )
+
+
+def _few_rows(xdata: Any, n_rows: int, n_vars: int) -> NDArray[np.float64] | None:
+    """Some rows of x, (rows,) or (k, rows); None of tables, and where rows and variables cannot be told apart."""
+    count = 3 if n_vars != 3 else 4
+    if isinstance(xdata, Mapping) or hasattr(xdata, "columns") or n_rows < count or n_rows == n_vars:
+        return None
+    chosen = np.linspace(0, n_rows - 1, count).astype(np.intp)
+    try:
+        whole = np.asarray(xdata)
+        rows = whole[..., chosen] if whole.shape[-1] == n_rows else whole[chosen].T
+        return rows.astype(np.float64) if rows.shape in ((count,), (n_vars, count)) else None
+    except (TypeError, ValueError, IndexError):  # the source says what is wrong with x
+        return None
 
 
 @lru_cache(maxsize=256)

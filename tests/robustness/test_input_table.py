@@ -204,6 +204,9 @@ REFUSED = {
     "p0 by number": (lambda: fit(DECAY, X, Y, {0: 1}), DataError, "p0: 0 is not a parameter; they are a, b, c"),
     "p0 that overflows": (lambda: fit(DECAY, X, Y, [1, -300, 1]), NumericsError, "not finite at row 24.*b=-300"),
     "p0 whose squares overflow": (lambda: fit(DECAY, X, Y, [1e200, 1, 1]), NumericsError, r"overflows.*a=1e\+200"),
+    "derivative whose squares overflow": (
+        lambda: fit(DECAY, X * 1e160, Y, [1, 1e-160, 1]), NumericsError, "squares of the derivative by parameter 'b'",
+    ),
     "model undefined at p0": (lambda: fit("a*log(x - b)", X, Y, [1, 1]), NumericsError, r"row 0 \(x = 0\).*b=1"),
     "power of negative x": (lambda: fit("a*x**b", X - 2, Y, [1, 1.5]), NumericsError, r"row 0 \(x = -2\)"),
     "*args without p0": (lambda: fit(lambda x, *p: p[0] * x, X, Y), TracingError, r"\*args.*give them: params"),

@@ -14,6 +14,7 @@ from nlsq_nb.codegen.lower import build_program
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
 from nlsq_nb.errors import TracingError
+from nlsq_nb.models.inputs import as_model
 from nlsq_nb.models.tracing import trace
 
 X = np.array([-2.5, -1.0, -0.3, 0.0, 0.2, 0.7, 1.0, 3.1, 8.0])
@@ -335,6 +336,39 @@ def test_functions_that_change_are_refused() -> None:
 
     with pytest.raises(TracingError, match="kept from an earlier call"):
         trace(keeps, 1, None)
+
+
+U = np.linspace(0.5, 5.0, 10)
+
+
+def by_type(x, a, b):
+    return a * x + b if isinstance(x, np.ndarray) else a * x - b
+
+
+def by_attribute(x, a, b):
+    return a * x[0] + b * x[1] if hasattr(x, "dtype") else a * x[0] - b * x[1]
+
+
+@pytest.mark.parametrize(("f", "x"), [(by_type, U), (by_attribute, np.stack([U, U**2]))], ids=["type", "attribute"])
+def test_a_function_that_does_something_else_with_arrays_is_refused(f, x) -> None:
+    with pytest.raises(TracingError, match=f"{f.__name__}: with an array as x the function gives other values"):
+        as_model(f, x, len(U))
+
+
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (lambda x, a: a * np.log(x + 1.0) / x, U - U[0]),  # not finite in the first row
+        (lambda x, a, b: a * x[:, 0] + b * x[:, 1], np.stack([U, U**2])),
+        (lambda x, a, b: a * x[0] + b * x[1], np.stack([U, U**2], axis=1)),
+        (lambda x, a, b: a * x[0] + b * x[1], (U, U**2)),
+        (lambda x, a, b: [a * x, b * x], U),
+        (lambda x, a: a, U),
+        (lambda x, a: a * x**-2, np.arange(1, 11)),  # integers
+    ],
+)
+def test_functions_that_are_right_whatever_they_are_called_with(f, x) -> None:
+    assert as_model(f, x, 10).n_params == f.__code__.co_argcount - 1
 
 
 def test_long_sums_are_fast() -> None:
