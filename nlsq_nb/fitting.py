@@ -120,13 +120,15 @@ class Fit:
         if callback is not None:
             self._observers.append(CallbackObserver(callback, report.callback_every))
 
-    def run(self, *, stopped: bool = False) -> FitResult:
+    def run(self, *, stopped: bool = False, warns: bool = True) -> FitResult:
         """Run the phases.
 
         Parameters
         ----------
         stopped : bool
             Whether the user has ended the fit already: its start is the result.
+        warns : bool
+            Whether what is wrong with the result is also a warning.
 
         Returns
         -------
@@ -164,7 +166,8 @@ class Fit:
             means = _Means(objective, summary, writer, at)
             state = self._newton(self._warm(state, means), means)
             outcome, summary = self._finalize(state, means)
-        warn_of(self._problem.model, outcome, depth=4)
+        if warns:
+            warn_of(self._problem.model, outcome, depth=4)
         return self._result(outcome, summary, means)
 
     # -- the phases --------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import numeric
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import square
-from nlsq_nb.errors import ConvergenceWarning, CovarianceWarning, DataError, NlsqError, UnsupportedOption
+from nlsq_nb.errors import ConvergenceWarning, DataError, NlsqError, UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.native_run import NEWTON_STOPS
 from nlsq_nb.phases.gauss_newton import GaussNewton
@@ -361,10 +361,7 @@ def _one_by_one(
     errors = {}
     for k in sets.tolist():
         try:
-            with warnings.catch_warnings():
-                for category in (ConvergenceWarning, CovarianceWarning):
-                    warnings.simplefilter("ignore", category)
-                result = Fit(options, where, read_problem(calls[k], options)).run()
+            result = Fit(options, where, read_problem(calls[k], options)).run(warns=False)
         except NlsqError as error:
             errors[k] = error
             fits.failures[k] = f"{type(error).__name__}: {error}"

@@ -91,7 +91,7 @@ def _require_same_with_numbers(traced: Model, f: Callable[..., Any], xdata: Any,
         with np.errstate(all="ignore"):
             given = np.asarray(f(x.T if np.shape(xdata)[-1] != n_rows else x, *theta), dtype=np.float64)
             known = np.asarray(traced(x, *theta))
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever the function does with so few rows
         return  # it was traced, which is what counts
     if given.shape != known.shape:
         return

@@ -12,6 +12,7 @@ import keyword
 import math
 import re
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from nlsq_nb.codegen.functions import ARITY, NUMPY_NAMES
@@ -24,6 +25,7 @@ MAX_LENGTH = 20_000
 """Longest accepted text of one expression, in characters."""
 
 _MAX_DEPTH = 100  # nested operations; a chain a + b + c + … does not count as nesting
+_WARNS = re.compile(r"['\"\\]|\d(?:and|else|for|if|in|is|not|or)")  # texts at which Python may shake its head
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 _EULER = "e in the model is the constant 2.71828…; name it in params= to fit it"
 _ALIASES = {
@@ -120,9 +122,10 @@ def _tree(text: str) -> ast.expr:
     if "^" in text:
         raise ModelError(f"column {text.index('^') + 1}: write powers as ** instead of ^")
     flat = re.sub(r"[\r\n\t]", " ", text)  # a model may be laid out over several lines
+    # filters of warnings belong to all threads: they are touched for few texts only
+    quiet = warnings.catch_warnings(action="ignore") if _WARNS.search(flat) else nullcontext()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
+        with quiet:
             # in brackets leading blanks are harmless; they shift every column by one
             return ast.parse(f"({flat})", mode="eval").body
     except SyntaxError as error:

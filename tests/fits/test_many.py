@@ -1,5 +1,7 @@
 """Many fits in one call agree with as many calls."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -105,6 +107,20 @@ def test_a_set_whose_squares_leave_the_range_is_named(unit, what):
 def test_undetermined_parameters_have_infinite_errors():
     fits = fit_many("(a + b)*x", X, Y[:3], p0=[1, 1])
     assert np.isinf(fits.perr).all()
+
+
+def test_the_filters_of_warnings_are_left_alone(monkeypatch):
+    """They belong to all threads; what one thread puts back, another may have changed."""
+
+    def touched(*args, **named):
+        raise AssertionError("the filters were changed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(warnings, "catch_warnings", touched)
+        weak = fit_many("a*b*x", X, Y[:2], p0=[1, 1])  # one by one
+        alone = curve_fit("a*exp(-b*x) + c*1", X, Y[0])
+    assert np.isinf(weak.perr).all()
+    assert alone.success
 
 
 def test_refuses():
