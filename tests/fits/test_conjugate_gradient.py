@@ -118,7 +118,7 @@ def assert_same(found, expected, tolerance=AGREEMENT):
     [
         (peaks(14), 12, 250),
         (peaks(40), 15, 320),
-        (peaks(100), 15, 380),
+        pytest.param(peaks(100), 15, 380, marks=pytest.mark.slow),
         (peaks(40, 1.0), 22, 1800),
         (spline(60), 20, 500),
     ],

@@ -253,7 +253,7 @@ def test_the_offset_sees_what_it_should():
         assert offset(sums_at(family, source, theta, {}), every) > 1e-5
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(st.integers(0, 10_000))
 def test_parameters_that_end_on_a_bound_equal_it(seed):
     """Of separable models whose optimum lies outside the bounds."""

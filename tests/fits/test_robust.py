@@ -154,7 +154,7 @@ def test_float32_storage():
     assert np.allclose(stored.popt, wide.popt, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["huber", "tukey"])
+@pytest.mark.parametrize("kind", [pytest.param("huber", marks=pytest.mark.slow), "tukey"])
 def test_resumed_at_any_step_with_the_same_bits(tmp_path, kind):
     x, y, _ = data_of("decay", 4)
     whole = robust("decay", kind, x, y, [9, 0.05, 3], checkpoint_dir=str(tmp_path), checkpoint_frequency=1)

@@ -116,7 +116,7 @@ def test_what_all_data_do_not_bear_out_is_not_taken(monkeypatch):
     assert opinions(result)[0]["after"] == opinions(result)[0]["before"] == alone.sse
 
 
-@pytest.mark.parametrize("options", [{}, {"separable": False}])
+@pytest.mark.parametrize("options", [{}, pytest.param({"separable": False}, marks=pytest.mark.slow)])
 def test_a_fit_resumed_on_its_way_elsewhere_has_the_same_bits(tmp_path, options):
     whole = curve_fit(PEAK, X, Y, START, checkpoint_dir=tmp_path / "a", checkpoint_frequency=1, **options)
     saved = []

@@ -167,7 +167,7 @@ trees = st.recursive(
 
 
 @given(trees)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_values_survive_bit_for_bit(value):
     assert same(value, kept(value, (StopReason,)))
 

@@ -308,6 +308,7 @@ def test_the_table_covers_every_field():
     assert list(CASES) == [f.name for f in fields(HybridStreamingConfig)]
 
 
+@pytest.mark.slow
 def test_scenarios_repeat(tmp_path, capfd):
     """What differs in the table does not differ by itself."""
     scenarios = {str(case.scenario): case for case in CASES.values() if case.differs != REFUSED}
