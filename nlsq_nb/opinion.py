@@ -3,7 +3,7 @@
 A local minimum passes every test of convergence. What gives it away is what it leaves: residuals
 that go on from row to row, or most of the spread of y. Where there is such a sign, starts from all
 over are tried on some of the rows: many by their sse with the linear parameters at their best, the
-best of them and p0 by short fits. Where one ends lower than chance allows, the fit goes on.
+best of them by short fits. Where one ends lower than chance allows, the fit goes on.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def _best(
         ridge = options.gauss_newton.ridge
         found = np.array([reduced_sse(asked, part, start, ridge) for start in starts])
     best, agreeing = here, int(_has_converged(asked))
-    for row in islice(_chosen(asked, starts, found), n_fits + 1):
+    for row in islice(_chosen(asked, starts, found), n_fits):
         end = short_fit(restart(asked, starts[row]), options, part, _FIRST_STEPS, _ROUGHLY)
         if end.stop is StopReason.MAX_ITERATIONS and _sse(end) < _HOPEFUL * _sse(best):
             end = short_fit(replace(end, stop=None), options, part, _STEPS - _FIRST_STEPS, _ROUGHLY)
@@ -281,11 +281,10 @@ def _best(
 
 
 def _chosen(asked: FitState, starts: Floats, sse: Floats) -> Iterator[int]:
-    """p0, and the starts that are neither near each other nor near the answer, those of the lowest sse first."""
-    yield 0
+    """The starts that are neither near each other nor near the answer, those of the lowest sse first."""
     moves = asked.free & ~asked.separable
     points = starts[:, moves]
-    near = _is_near(points, asked.theta[moves]) | _is_near(points, points[0]) | ~np.isfinite(sse)
+    near = _is_near(points, asked.theta[moves]) | ~np.isfinite(sse)
     for row in np.argsort(sse, kind="stable").tolist():
         if not near[row]:
             yield row
