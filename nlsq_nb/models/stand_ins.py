@@ -223,13 +223,16 @@ class Variables:
     ----------
     columns : tuple of Value
         One per variable.
+    names : tuple of str
+        What they are called.
     """
 
-    __slots__ = ("columns",)
+    __slots__ = ("columns", "names")
     __hash__ = object.__hash__
 
-    def __init__(self, columns: tuple[Value, ...]) -> None:
+    def __init__(self, columns: tuple[Value, ...], names: tuple[str, ...]) -> None:
         self.columns = columns
+        self.names = names
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -238,6 +241,10 @@ class Variables:
         return iter(self.columns)
 
     def __getitem__(self, key: Any) -> Value:
+        if isinstance(key, str):  # of a table
+            if key in self.names:
+                return self.columns[self.names.index(key)]
+            raise TracingError(f"x[{key!r}] but the variables are {', '.join(self.names)}")
         parts = key if isinstance(key, tuple) else (key,)
         whole = (slice(None), Ellipsis)
         chosen = [k for k in parts if not (isinstance(k, (slice, type(...))) and k in whole)]
@@ -245,7 +252,7 @@ class Variables:
             if -len(self.columns) <= chosen[0] < len(self.columns):
                 return self.columns[chosen[0]]
             raise TracingError(f"x[{chosen[0]}] but x holds {len(self.columns)} variables")
-        raise TracingError("of x only x[0], x[:, 0], x[..., 0] and unpacking are traced")
+        raise TracingError("of x only x[0], x[:, 0], x[..., 0], x['name'] and unpacking are traced")
 
     @property
     def T(self) -> Variables:  # noqa: N802 - NumPy's name

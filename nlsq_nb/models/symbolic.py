@@ -128,7 +128,7 @@ class Model(ModelBase):
         Parameters
         ----------
         f : callable
-            Uses operators and NumPy functions only; with several variables, `x[0]`, `x[1]`, ….
+            Uses operators and NumPy functions only; with several variables, `x[0]`, `x[1]`, … or `x["name"]`.
         x : str or tuple of str
             Names of the independent variables.
         params : tuple of str, optional
@@ -148,7 +148,7 @@ class Model(ModelBase):
         """
         variables = checked_names(x, "x")
         given = None if params is None else checked_names(params, "params")
-        traced = trace(f, len(variables), given)
+        traced = trace(f, len(variables), given, variables)
         label = name or function_name(f)
         names = checked_names(traced.params, "params")
         return cls._assemble(Definition(traced.graph, traced.roots, variables, names, label))

@@ -57,20 +57,27 @@ class Traced:
     params: tuple[str, ...]
 
 
-def trace(f: Callable[..., Any], n_vars: int | None, params: tuple[str, ...] | None) -> Traced:
+def trace(
+    f: Callable[..., Any],
+    n_vars: int | None,
+    params: tuple[str, ...] | None,
+    variables: tuple[str, ...] = (),
+) -> Traced:
     """Turn a NumPy-style function into an expression graph.
 
     Parameters
     ----------
     f : callable
         `f(x, *params)`; called twice with symbolic stand-ins. With several variables, x offers
-        `x[0]`, `x[:, 0]`, `x[..., 0]` and unpacking.
+        `x[0]`, `x[:, 0]`, `x[..., 0]`, `x["name"]` and unpacking.
     n_vars : int or None
         Number of independent variables; None means one.
     params : tuple of str or None
         Parameter names; None takes the names of all positional arguments after x, those with
         a default included. Names of arguments are matched by name and those left out keep their
         default; other names rename the arguments by position.
+    variables : tuple of str
+        Names of the independent variables, where they have some.
 
     Returns
     -------
@@ -88,8 +95,8 @@ def trace(f: Callable[..., Any], n_vars: int | None, params: tuple[str, ...] | N
         raise TracingError(f"{type(f).__name__} is not a function f(x, *params)")
     count = 1 if n_vars is None else n_vars
     names, arrange = _arguments(f, params)
-    graph, roots = _run(f, count, len(names), arrange)
-    again = _run(f, count, len(names), arrange)
+    graph, roots = _run(f, count, variables, len(names), arrange)
+    again = _run(f, count, variables, len(names), arrange)
     if (again[0].nodes, again[1]) != (graph.nodes, roots):
         raise TracingError(
             f"{_origin(f)}: two calls gave different formulas (a random number, a clock or a "
@@ -164,12 +171,12 @@ def _matched(
 
 
 def _run(
-    f: Callable[..., Any], n_vars: int, n_params: int, arrange: Arrange
+    f: Callable[..., Any], n_vars: int, variables: tuple[str, ...], n_params: int, arrange: Arrange
 ) -> tuple[Graph, tuple[int, ...]]:
     graph = Graph()
     columns = [Value(graph, graph.variable(k)) for k in range(n_vars)]
     values = [Value(graph, graph.param(k)) for k in range(n_params)]
-    x = columns[0] if n_vars == 1 else Variables(tuple(columns))
+    x = columns[0] if n_vars == 1 else Variables(tuple(columns), variables)
     place = _origin(f)
     try:
         result = f(x, *arrange(values))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+from nlsq_nb import curve_fit
 from nlsq_nb.codegen.lower import build_program
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
@@ -369,6 +370,15 @@ def test_a_function_that_does_something_else_with_arrays_is_refused(f, x) -> Non
 )
 def test_functions_that_are_right_whatever_they_are_called_with(f, x) -> None:
     assert as_model(f, x, 10).n_params == f.__code__.co_argcount - 1
+
+
+def test_columns_by_name() -> None:
+    table = {"u": U, "v": U**2}
+    fitted = curve_fit(lambda x, a, b: a * x["u"] + b * np.sqrt(x["v"] + 1), table, 3 * U - 2 * np.sqrt(U**2 + 1))
+    np.testing.assert_allclose(fitted.popt, [3.0, -2.0], rtol=1e-9)
+    np.testing.assert_allclose(fitted.predict({"v": [4.0], "u": [2.0]}), 6.0 - 2.0 * np.sqrt(5.0))
+    with pytest.raises(TracingError, match=r"x\['w'\] but the variables are u, v"):
+        curve_fit(lambda x, a: a * x["w"], table, U)
 
 
 def test_long_sums_are_fast() -> None:
