@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -156,7 +155,8 @@ def _profiles(
     """The same from a profile of each parameter."""
     notes = {}
     lower, upper = result.popt.copy(), result.popt.copy()
-    with closing(_at_hand(result, refit)) as again:
+    again = _at_hand(result, refit)
+    with again.in_use():
         optimum = again, again.optimum()
         for k, name in enumerate(result.names):
             if result.bounds[0][k] == result.bounds[1][k]:
@@ -181,7 +181,8 @@ def profile_of(
     if result.bounds[0][k] == result.bounds[1][k]:
         raise DataError(f"parameter {name!r} is fixed by equal bounds: it has no profile")
     half = _half_widths(result, level)
-    with closing(_at_hand(result, refit)) as again:
+    again = _at_hand(result, refit)
+    with again.in_use():
         found = _profile(result, (again, again.optimum()), k, level, float(half[k]), points)
     if found.better is not None:
         _warn_of_better(result, found, depth=4)

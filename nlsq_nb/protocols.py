@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -185,5 +186,5 @@ class Refit(Protocol):
     def __call__(self, theta: Floats, k: int) -> Held:
         """The best point with parameter k held where theta has it, from theta."""
 
-    def close(self) -> None:
-        """Let go of files and threads; a later call opens them anew."""
+    def in_use(self) -> AbstractContextManager[None]:
+        """Around all calls: what they opened is closed behind them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from nlsq_nb.phases.trial import rounding_of, sums_of
 from nlsq_nb.plan import newton_phase, objective_over
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend
-from nlsq_nb.sources.retrying import close
+from nlsq_nb.sources.retrying import RetryingSource
 
 __all__ = ["HeldFit"]
 
@@ -93,9 +94,11 @@ class HeldFit:
         assert end.stop is not None
         return Held(end.theta, sums_of(end), end.stop.success)
 
-    def close(self) -> None:
-        """Let go of what the passes have opened."""
-        close(self.problem.source)
+    def in_use(self) -> AbstractContextManager[None]:
+        """See `RetryingSource.in_use`."""
+        source = self.problem.source
+        assert isinstance(source, RetryingSource)
+        return source.in_use()
 
     @cached_property
     def _objective(self) -> DataObjective:

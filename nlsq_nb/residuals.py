@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +61,7 @@ class Residuals:
         ndarray, or array on a device
             (rows,), or (m, rows) for m outputs; float64, unweighted.
         """
-        with closing(self.source):
+        with self.source.in_use():
             for chunk in self.source.chunks():
                 yield self._shaped(self._of(chunk))
 
@@ -135,7 +134,7 @@ class Residuals:
             x (k, rows), y (m, rows) and the residuals (m, rows), float64.
         """
         step, parts = -(-self.source.n_rows // at_most), []
-        with closing(self.source):
+        with self.source.in_use():
             for each in self.source.chunks():
                 chunk = each.host()
                 rows = slice(-chunk.start % step, None, step)

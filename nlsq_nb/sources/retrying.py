@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -74,6 +76,20 @@ class RetryingSource:
         self._min_success = min_success
         self._release_every = release_every
         self.left_out: list[tuple[int, tuple[int, int]]] = []
+        self._users, self._lock = 0, threading.Lock()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """For who reads a finished fit's rows again; what was opened is closed behind the last one, in any thread."""
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self.close()
 
     @property
     def n_rows(self) -> int:

@@ -6,6 +6,7 @@ import itertools
 import os
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,6 +304,19 @@ def test_a_file_is_closed_when_a_result_has_read_it_again(path, what):
         next(found.residual_chunks())
     else:
         found._residuals.drawn(100)
+    assert held() == before
+
+
+def test_who_is_done_closes_no_file_that_another_reads(path):
+    found = curve_fit(MODEL, path, p0=P0, **STREAM)
+    before, whole = held(), [part.copy() for part in found.residual_chunks()]
+    parts = found.residual_chunks()
+    some = [next(parts).copy()]
+    found.profile("b")
+    some += [part.copy() for part in parts]
+    np.testing.assert_array_equal(np.concatenate(some), np.concatenate(whole))
+    with ThreadPoolExecutor(3) as pool:
+        assert len({each.interval for each in pool.map(found.profile, ["b"] * 3)}) == 1
     assert held() == before
 
 
