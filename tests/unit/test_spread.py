@@ -1,6 +1,14 @@
 """Passes over parts that are reduced elsewhere have the bits of a pass on one machine."""
 
+import pickle
+import re
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -179,3 +187,53 @@ def test_a_file_that_changes_is_noticed(tmp_path):
 
 def test_arrays_are_no_spread_rows():
     assert spread_rows(RetryingSource(ArraySource(X, Y))) is None
+
+
+# -- the recipe for MPI, with ranks that are threads ------------------------------------------
+class Ranks(threading.local):
+    """A communicator per thread; `bcast` and `gather` carry pickles, as MPI does."""
+
+    size = 3
+    everywhere = threading.Barrier(3)
+    box: ClassVar = [b""] * 3
+
+    def exchange(self, value):
+        self.box[self.rank] = pickle.dumps(value)
+        self.everywhere.wait(20.0)
+        found = [pickle.loads(data) for data in self.box]
+        self.everywhere.wait(20.0)
+        return found
+
+    def bcast(self, value):
+        return self.exchange(value)[0]
+
+    def gather(self, value):
+        found = self.exchange(value)
+        return found if self.rank == 0 else None
+
+
+@pytest.mark.parametrize("rows", [N, 100])  # with 100, two ranks have none
+def test_the_recipe_for_mpi(tmp_path, monkeypatch, rows):
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "dask-cluster.md").read_text("utf-8")
+    text = re.search(r"^```text\n(from mpi4py .*?)^```", page, re.MULTILINE | re.DOTALL)[1]
+    assert len(text.splitlines()) <= 45
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file["x"], file["y"] = X[:rows], Y[:rows]
+    ranks, found = Ranks(), []
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=ranks)))
+    program = compile(text.replace("/scratch/rows.h5", str(tmp_path / "rows.h5")), "fit.py", "exec")
+
+    def run(rank):
+        ranks.rank = rank
+        exec(program, {"__name__": "fit", "print": found.append})
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(run, rank) for rank in range(3)]:
+            done.result()
+    (result,) = found
+    expected = curve_fit("a*exp(-b*x) + c", X[:rows], Y[:rows], p0=[1, 1, 1])
+    assert result.popt == pytest.approx(expected.popt, rel=1e-9)
+    if rows == N:
+        assert result.popt.tobytes() == expected.popt.tobytes()
+        assert result.pcov.tobytes() == expected.pcov.tobytes()
+        assert result.sse == expected.sse
