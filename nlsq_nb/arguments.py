@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
@@ -206,7 +207,7 @@ def read_loss(loss: Any, f_scale: Any) -> Loss:
     except (TypeError, ValueError):
         scale = math.nan
     if not _LEAST_SCALE <= scale <= 1.0 / _LEAST_SCALE:
-        raise ConfigError(f"f_scale={f_scale!r} is not a positive, finite number")
+        raise ConfigError(f"f_scale={reprlib.repr(f_scale)} is not a positive, finite number")
     return Loss(loss, scale) if loss != "linear" else LEAST_SQUARES
 
 

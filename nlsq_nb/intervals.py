@@ -172,18 +172,20 @@ def _profiles(
 
 
 def profile_of(
-    result: Any, refit: Refit | None, name: str, level: float, points: int
+    result: Any, refit: Refit | None, name: str, level: float, points: Any
 ) -> ParameterProfile:
     """The profile of one parameter; see `FitResult.profile`."""
     if name not in result.names:
         raise DataError(f"there is no parameter {name!r}; choose one of {', '.join(result.names)}")
+    if not isinstance(points, (int, np.integer)) or points < 0:
+        raise DataError(f"points={points!r} is not a number of points")
     k = result.names.index(name)
     if result.bounds[0][k] == result.bounds[1][k]:
         raise DataError(f"parameter {name!r} is fixed by equal bounds: it has no profile")
     half = _half_widths(result, level)
     again = _at_hand(result, refit)
     with again.in_use():
-        found = _profile(result, (again, again.optimum()), k, level, float(half[k]), points)
+        found = _profile(result, (again, again.optimum()), k, level, float(half[k]), int(points))
     if found.better is not None:
         _warn_of_better(result, found, depth=4)
     return found

@@ -213,6 +213,9 @@ def test_refuses():
         result.confidence_intervals(method="bootstrap")
     with pytest.raises(DataError, match="'z'"):
         result.profile("z")
+    for points in (-1, 2.5, "many"):
+        with pytest.raises(DataError, match="points="):
+            result.profile("b", points=points)
     with pytest.raises(DataError, match="stayed"):
         pickle.loads(pickle.dumps(result)).profile("b")
     y = Y.copy()
