@@ -21,7 +21,7 @@ from nlsq_nb.codegen.graph import COMPARISONS, LOGIC, Graph
 from nlsq_nb.codegen.ranges import Ranges
 from nlsq_nb.errors import ModelError
 
-__all__ = ["jacobian"]
+__all__ = ["jacobian", "slope_along"]
 
 _LOGS = frozenset(("log", "log10", "log2"))
 _SATURATING = frozenset(("atan", "erf", "erfc", "tanh"))
@@ -46,11 +46,40 @@ def jacobian(graph: Graph, root: int, n_params: int) -> tuple[int | None, ...]:
     """
     order = graph.below([root])
     ranges = Ranges(graph)
-    return tuple(_Derivative(graph, ranges, order, k).table.get(root) for k in range(n_params))
+    each = ([i for i in order if graph.depends_on(i, k)] for k in range(n_params))
+    return tuple(_Derivative(graph, ranges, moving).table.get(root) for moving in each)
+
+
+def slope_along(graph: Graph, ranges: Ranges, root: int, variable: int) -> int:
+    """The derivative of a node by an independent variable.
+
+    Parameters
+    ----------
+    graph : Graph
+        The graph of `root`; the derivative is added to it.
+    ranges : Ranges
+        Of its nodes.
+    root : int
+        The node to differentiate.
+    variable : int
+        The node of the variable.
+
+    Returns
+    -------
+    int
+        The derivative's node.
+    """
+    moving = {variable: None}
+    for index in graph.below([root]):
+        if any(arg in moving for arg in graph.nodes[index].args):
+            moving[index] = None
+    return _Derivative(graph, ranges, list(moving)).table.get(root, graph.const(0.0))
 
 
 class _Derivative:
-    """Derivatives by one parameter of all nodes below the root.
+    """Derivatives of all nodes below a root by one leaf: a parameter or a variable.
+
+    `moving` are the nodes that depend on it, operands first.
 
     Attributes
     ----------
@@ -58,21 +87,20 @@ class _Derivative:
         Node -> its derivative; absent means zero.
     """
 
-    def __init__(self, graph: Graph, ranges: Ranges, order: list[int], param: int) -> None:
+    def __init__(self, graph: Graph, ranges: Ranges, moving: list[int]) -> None:
         self.graph = graph
         self.ranges = ranges
         self.table: dict[int, int] = {}
         self._zero = graph.const(0.0)
-        for index in order:
-            if graph.depends_on(index, param):
-                result = self._rule(index)
-                if result is not None and graph.value(result) != 0.0:
-                    self.table[index] = result
+        for index in moving:
+            result = self._rule(index)
+            if result is not None and graph.value(result) != 0.0:
+                self.table[index] = result
 
     def _rule(self, index: int) -> int | None:
         g, table = self.graph, self.table
         node = g.nodes[index]
-        if node.op == "p":
+        if node.op in ("p", "x"):
             return g.const(1.0)
         if node.op == "add":
             pairs = zip(node.numbers[1:], node.args, strict=True)

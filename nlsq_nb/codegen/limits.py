@@ -8,6 +8,7 @@ Only products and logarithms that show such a form are rewritten, each into an e
 - log(1 + e**u) is u where e**u is large, and may overflow
 - e**u with u = −∞ (exp(−b/x) at x = 0) times something infinite is 0: exp wins over powers
 - Heaviside(u) times what is infinite or undefined for u < 0 is 0 there
+- u/v where both vanish, and v has no parameter, is the quotient of their slopes: (1 − exp(−b·x))/x at x = 0
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from nlsq_nb.codegen.differentiate import slope_along
 from nlsq_nb.codegen.graph import Graph
 from nlsq_nb.codegen.ranges import Ranges
 
@@ -23,6 +25,7 @@ __all__ = ["at_their_limits"]
 _LOGS = ("log", "log2", "log10")
 _PARTIAL = (*_LOGS, "log1p", "sqrt", "pow", "acosh")  # not for every negative number
 _LARGEST = sys.float_info.max
+_LARGEST_PART = 64  # nodes
 _LINEAR = 50.0  # log(1 + e**u) − u < 1e-21
 _Factors = dict[int, int]  # node -> integer exponent
 
@@ -87,7 +90,7 @@ class _Rewriting:
         for rewrite in (self._sines, self._quotients, self._logarithms):
             rewrite(factors)
         result = self.graph.product(node.numbers[0], factors.items())
-        for guard in (self._vanishing_exponential, self._step):
+        for guard in (self._removable, self._vanishing_exponential, self._step):
             result = guard(factors, result)
         return result
 
@@ -177,6 +180,54 @@ class _Rewriting:
                     del factors[index]
                     self._multiply(factors, g.where(g.compare("eq", other, zero), zero, index), k)
                     break
+
+    def _removable(self, factors: _Factors, result: int) -> int:
+        """0/0 by l'Hôpital's rule, at points that do not move with parameters: so neither does where the limit is."""
+        g, zero = self.graph, self.graph.const(0.0)
+        for base, k in list(factors.items()):
+            place, variable = self._place_of(base) if k < 0 else (base, None)
+            if variable is None:
+                continue
+            over = ((i, n) for i, n in list(factors.items()) if n > 0 and self._vanishes(place, i))
+            limits = ((i, self._limit_of(factors, (base, -k), (i, n), variable)) for i, n in over)
+            index, limit = next(((i, found) for i, found in limits if found is not None), (base, None))
+            if limit is not None:
+                both = g.where(g.compare("eq", index, zero), limit, result)
+                result = g.where(g.compare("eq", place, zero), both, result)
+        return result
+
+    def _vanishes(self, place: int, index: int) -> bool:
+        """Whether a part that is not large may be zero where another is: slopes of slopes grow."""
+        small = len(self.graph.below([index])) <= _LARGEST_PART
+        return small and self.ranges.vanish_together(place, index)
+
+    def _place_of(self, base: int) -> tuple[int, int | None]:
+        """What makes a node zero whatever the parameters are, and a variable in it, if there is such a part."""
+        for part in self.ranges.parts_of_zero(base):
+            leaves = [(i, self.graph.nodes[i].op) for i in self.graph.below([part])]
+            variables = [i for i, op in leaves if op == "x"]
+            if variables and self.ranges.of(part).zero and all(op != "p" for _, op in leaves):
+                return part, variables[0]
+        return base, None
+
+    def _limit_of(
+        self, factors: _Factors, under: tuple[int, int], over: tuple[int, int], variable: int
+    ) -> int | None:
+        """The product where two of its factors vanish; None where a pole may be left."""
+        g, (base, poles), (index, zeros) = self.graph, under, over
+        slope = slope_along(g, self.ranges, index, variable)
+        if zeros < poles and zeros == 1 and base == variable and self.ranges.vanish_together(base, slope):
+            bend = slope_along(g, self.ranges, slope, variable)  # u vanishes as x²
+            slope, order = g.mul(g.const(0.5), bend), 2
+        else:
+            order = 1
+        if zeros * order < poles:
+            return None
+        rest = {i: n for i, n in factors.items() if i not in (base, index)}
+        self._multiply(rest, index, zeros - poles // order)
+        self._multiply(rest, slope, poles // order)
+        self._multiply(rest, slope_along(g, self.ranges, base, variable), -poles)
+        return g.product(1.0, rest.items()) if poles % order == 0 else None
 
     def _vanishing_exponential(self, factors: _Factors, result: int) -> int:
         """exp(−∞)·∞ = 0."""

@@ -18,6 +18,7 @@ _MOST = 32  # nodes that are remembered to vanish together with one node
 _SIGN_KEEPING = frozenset(["asin", "asinh", "atan", "erf", "expm1", "log1p", "sign", "sinh", "tan", "tanh"])
 _ZERO_KEEPING = _SIGN_KEEPING | {"abs", "sin", "sqrt"}
 _ONE_AT_ZERO = ("exp", "cos", "cosh")
+_LOGS = ("log", "log2", "log10")
 _BOUNDED = frozenset(
     ["acos", "asin", "atan", "atan2", "cos", "dsinc", "erf", "heaviside", "sign", "sin", "sinc", "tan", "tanh"]
 )
@@ -72,6 +73,10 @@ class Ranges:
         if any(isinstance(part, int) and self._graph.nodes[part].op == "where" for part in zeros):
             return True
         return not zeros.isdisjoint(self._zeros(one) | self._parts_of_squares(one))
+
+    def parts_of_zero(self, node: int) -> list[int]:
+        """The nodes that make a node zero when they are, those of the lowest number first."""
+        return sorted(part for part in self._zeros(node) if isinstance(part, int))
 
     # -- ranges ------------------------------------------------------------------------------
     def _find(self, node: Node) -> Range:
@@ -146,13 +151,16 @@ class Ranges:
         return self._killers[node]
 
     def _relevant(self, index: int) -> list[int]:
-        """Operands that decide: for a sum those inside exp, cos and cosh, which are 1 for 0."""
+        """Operands that decide: for a sum, also in a logarithm, those inside exp, cos and cosh, which are 1 for 0."""
         node = self._graph.nodes[index]
         if node.op == "mul":
             return [a for a, k in zip(node.args, node.numbers[1:], strict=True) if k > 0]
+        one = float(node.op in _LOGS)  # log u is zero where u is 1
+        if one:
+            node = self._graph.nodes[node.args[0]]
         if node.op != "add":
-            return list(node.args[:1]) if node.op in _ZERO_KEEPING | {"pow"} else []
-        total, found = node.numbers[0], []
+            return list(node.args[:1]) if node.op in _ZERO_KEEPING | {"pow"} and not one else []
+        total, found = node.numbers[0] - one, []
         for c, arg in zip(node.numbers[1:], node.args, strict=True):
             inner = self._graph.nodes[arg]
             at_one = inner.op in _ONE_AT_ZERO
@@ -168,6 +176,7 @@ class Ranges:
         own: set[_Part] = {index}
         if node.op == "add":
             own.add((node.args, tuple(c / node.numbers[1] for c in node.numbers)))  # the same for any multiple
+        if node.op == "add" or node.op in _LOGS:
             found = frozenset.intersection(*sets) if sets else frozenset()
         else:
             found = frozenset().union(*sets)

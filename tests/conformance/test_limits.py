@@ -53,6 +53,21 @@ EDGES = [
     ("a*sin(2*x)/x + b", (2.0, 0.3), 0.0, 1),
     ("a*(sin(b*(x - c))/(x - c))**2", (2.0, 0.3, 0.5), 0.5, 1),
     ("atan2(a*x, b*x)", (2.0, 0.3), 0.0, 0),
+    ("(1 - exp(-b*x))/x", (0.7,), 0.0, 1),
+    ("a*(1 - exp(-b*x))/(b*x) + c", (2.0, 0.7, 0.1), 0.0, 1),
+    ("a*((1 - exp(-x/t))/(x/t) - exp(-x/t)) + c", (2.0, 1.5, 0.1), 0.0, 1),
+    ("a*((1 - exp(-b*x))/x)**2", (2.0, 0.7), 0.0, 1),
+    ("a*(exp(-c*x) - exp(-b*x))/x", (2.0, 0.7, 0.3), 0.0, 1),
+    ("a*log(1 + b*x)/x", (2.0, 0.7), 0.0, 1),
+    ("a*log1p(b*x)/x + c*expm1(b*x)/x", (2.0, 0.7, 0.3), 0.0, 1),
+    ("a*sinh(b*x)/x + c*tan(b*x)/x", (2.0, 0.7, 0.3), 0.0, 1),
+    ("a*tanh(b*x)/x + c*erf(b*x)/x + d*atan(b*x)/x", (2.0, 0.7, 0.3, 0.9), 0.0, 1),
+    ("a*(1 - cos(b*x))/x**2", (2.0, 0.7), 0.0, 1),
+    ("a*x/(1 - exp(-b*x))", (2.0, 0.7), 0.0, 1),
+    ("a*x/(exp(b*x) - 1) + c", (2.0, 0.7, 0.1), 0.0, 1),
+    ("a*(1 - exp(-b*x))/log(1 + c*x)", (2.0, 0.7, 0.3), 0.0, 1),
+    ("a*(1 - exp(-b*(x - 0.5)))/(x - 0.5)", (2.0, 0.7), 0.5, 1),
+    ("a*sin(b*x)/(1 - exp(-c*x))", (2.0, 0.7, 0.3), 0.0, 1),
     # 0·∞ and ∞/∞ of a pole
     ("a*exp(-b/x)", (2.0, 0.3), 0.0, 1),
     ("a*exp(-(b/x)**c) + d", (2.0, 0.3, 1.5, 1.0), 0.0, 1),
@@ -182,6 +197,22 @@ def test_gpu_text_is_guarded_too(text, theta, edge, side):
 )  # fmt: skip
 def test_other_models_are_not_guarded(text):
     assert not {i.op for i in Model(text).program.body} & {"where", "eq"}
+
+
+def test_quotients_of_quotients_do_not_grow_without_end():
+    text = "x"
+    for _ in range(12):
+        text = f"(1 - exp(-b*({text})))/x"
+    assert len(Model(f"a*{text}").program.body) < 2000
+
+
+@pytest.mark.parametrize(
+    "text", ["a/x", "a*(1 - exp(-b*x))/x**2", "a*cos(b*x)/x", "a*where(x >= 0, 1, 0)/x", "a*x/(x*x)"]
+)
+def test_a_pole_stays_visible(text):
+    model = Model(text)
+    with np.errstate(all="ignore"):
+        assert not np.isfinite(model(np.array([0.0]), *[2.0, 0.7][: model.n_params])).any()
 
 
 def test_a_parameter_of_zero_in_a_denominator_stays_visible():
