@@ -210,6 +210,8 @@ class Fit:
             revision = objective.revision
             newton = robust_phase(self._options, self._problem.model.n_params, self._problem.loss)
             state = self._drive(2, newton, state, means, resumed=means.at == 2)
+            if state.sums is None:  # interrupted before its first pass
+                state = _stopped(state, objective)
             state = under_the_loss(state, objective, self._problem.loss)
             assert state.sums is not None
             assert state.first is not None
@@ -274,7 +276,11 @@ class Fit:
         """The end of a fit under a robust loss."""
         penalty = penalty_of(self._options, self._source.n_rows)
         added = NormalSums.zero(len(state.theta), 2) if penalty is None else penalty(state.theta)
-        scatter = scatter_of(state, objective, self._problem.loss, added)
+        try:
+            scatter = scatter_of(state, objective, self._problem.loss, added)
+        except KeyboardInterrupt:  # the best point is known, and this is what its errors take
+            state = replace(state, stop=StopReason.INTERRUPTED)
+            scatter = scatter_of(state, objective, self._problem.loss, added)
         return finalize_robust(state, summary.n_residuals, added.sse, scatter)
 
     def _ending(self, summary: DataSummary) -> Ending:
@@ -313,17 +319,23 @@ class Fit:
                 if state.stop is not None:
                     return state
 
+        kept: list[FitState] = []
+
         def keep(latest: FitState) -> None:
+            kept[:] = [latest]
             self.record.see(latest)
             if writer is not None:
                 known = (objective.passes, self.record.history, self._telemetry, watched.events)
                 writer(number, latest, beside(*known))
 
         try:
-            end = run(watched, state, objective, self._emit, save=keep, resumed=resumed)
-        finally:
-            if writer is not None:
-                writer.flush()
+            try:
+                end = run(watched, state, objective, self._emit, save=keep, resumed=resumed)
+            finally:
+                if writer is not None:
+                    writer.flush()
+        except KeyboardInterrupt:  # before the phase has measured a point, or while a checkpoint was written
+            end = replace(phase.best(kept[0]) if kept else state, stop=StopReason.INTERRUPTED)
         self.record.see(end)
         return end
 

@@ -23,6 +23,7 @@ from nlsq_nb import (
     reset_defense_telemetry,
 )
 from nlsq_nb.native_run import NativeRun
+from nlsq_nb.observe.checkpoint_file import write
 from nlsq_nb.phases.state import StopReason
 
 MODEL = Model("a*exp(-b*x) + c")
@@ -451,6 +452,65 @@ def test_ctrl_c_gives_the_best_point_and_leaves_a_checkpoint(tmp_path, at):
     assert len(told) == at
     np.testing.assert_array_equal(result.popt, min(told, key=lambda pair: pair[1])[0])
     same(fit_with(options, extra, resume_from_checkpoint=tmp_path), whole)
+
+
+@pytest.mark.parametrize("options", [{"separable": False}, {"loss": "soft_l1", "f_scale": 0.1}])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_ctrl_c_in_any_pass_gives_a_result_that_goes_on(tmp_path, options, every):
+    """But for the first passes, in which the data are seen and nothing is known."""
+    calls, at, few = itertools.count(1), 0, {"warmup_iterations": 8, "max_warmup_iterations": 8}
+
+    def model(x, a, b, c):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return a * np.exp(-b * x) + c
+
+    def run(**more):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return curve_fit(model, X, Y, GOOD, jac="2-point", **few, **options, **more)
+
+    whole = run()
+    last = next(calls)
+    statuses = []
+    for at in range(1, last, every):
+        calls, folder = itertools.count(1), tmp_path / str(at)
+        try:
+            found = run(checkpoint_dir=folder, checkpoint_frequency=5)
+        except KeyboardInterrupt:
+            assert not statuses  # nothing was known
+            continue
+        statuses.append(found.status)
+        assert np.isfinite(found.sse)
+        assert found.sse <= run_sse(GOOD)
+        calls, begun = itertools.count(last + 1), any(folder.glob("checkpoint_*"))
+        same(run(resume_from_checkpoint=folder if begun else None), whole)
+    assert len(statuses) > (last - 12) // every
+    assert set(statuses) == {StopReason.INTERRUPTED}
+
+
+def run_sse(theta):
+    return float(np.sum((Y - MODEL(X, *theta)) ** 2))
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch, phase):
+    options, extra = PROBLEMS["all parameters"]
+    whole = fit_with(options, extra)
+
+    def interrupted(*args):
+        if args[1] == phase:
+            raise KeyboardInterrupt
+        return write(*args)
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr("nlsq_nb.observe.checkpoint.write", interrupted)
+        found = fit_with(options, extra, checkpoint_dir=tmp_path, checkpoint_frequency=1)
+    assert found.status is StopReason.INTERRUPTED
+    assert np.isfinite(found.sse)
+    if phase == 2:
+        same(fit_with(options, extra, resume_from_checkpoint=tmp_path), whole)
 
 
 def test_ctrl_c_in_native_code_gives_a_result(monkeypatch):
