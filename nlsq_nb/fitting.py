@@ -36,7 +36,7 @@ from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase
 from nlsq_nb.record import FitRecord
 from nlsq_nb.result import FitResult
-from nlsq_nb.resuming import WatchedPhase, beside, resume, writer_for
+from nlsq_nb.resuming import WatchedPhase, belonging_of, beside, resume, writer_for
 from nlsq_nb.sampled import advance_on_sample
 from nlsq_nb.scan import DataSummary, require_rowwise, summarize, whitened
 from nlsq_nb.stages import advance_stages
@@ -144,8 +144,9 @@ class Fit:
         """
         # overflow shows as a non-finite trial, which is rejected, not as a warning
         with np.errstate(all="ignore"), closing(self._source):
-            resumed = resume(self._problem, self._options)
-            writer = writer_for(self._problem, self._options)
+            belonging = belonging_of(self._problem, self._options)
+            resumed = resume(self._options, belonging)
+            writer = writer_for(self._options, belonging)
             summary, state = self._prepare()
             objective = objective_over(
                 self._problem, self._options, self._backend, summary.weight, self._emit

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,10 @@ from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupState,
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Objective, Phase
 
-__all__ = ["Resumed", "WatchedPhase", "beside", "resume", "writer_for"]
+__all__ = ["Belonging", "Resumed", "WatchedPhase", "belonging_of", "beside", "resume", "writer_for"]
+
+Belonging = Callable[[], dict[str, str]]
+"""Gives the digests of data, model and configuration that a checkpoint must agree with."""
 
 _CLASSES = (
     FitState,
@@ -132,8 +137,8 @@ def beside(
     }
 
 
-def writer_for(problem: Problem, options: Groups) -> CheckpointWriter | None:
-    """The writer of a fit's checkpoints.
+def belonging_of(problem: Problem, options: Groups) -> Belonging:
+    """What the checkpoints of a fit belong to.
 
     Parameters
     ----------
@@ -141,6 +146,24 @@ def writer_for(problem: Problem, options: Groups) -> CheckpointWriter | None:
         What is fitted.
     options : Groups
         Validated options.
+
+    Returns
+    -------
+    Belonging
+        Reads all rows when it is first asked.
+    """
+    return cache(lambda: _fingerprint(problem, options))
+
+
+def writer_for(options: Groups, belonging: Belonging) -> CheckpointWriter | None:
+    """The writer of a fit's checkpoints.
+
+    Parameters
+    ----------
+    options : Groups
+        Validated options.
+    belonging : Belonging
+        Of the fit.
 
     Returns
     -------
@@ -155,18 +178,18 @@ def writer_for(problem: Problem, options: Groups) -> CheckpointWriter | None:
     o = options.checkpoint
     if not o.enabled or o.folder is None:
         return None
-    return CheckpointWriter(o.folder, o.every, _fingerprint(problem, options), _CLASSES)
+    return CheckpointWriter(o.folder, o.every, belonging(), _CLASSES)
 
 
-def resume(problem: Problem, options: Groups) -> Resumed | None:
+def resume(options: Groups, belonging: Belonging) -> Resumed | None:
     """The state to go on from.
 
     Parameters
     ----------
-    problem : Problem
-        What is fitted.
     options : Groups
         Validated options.
+    belonging : Belonging
+        Of the fit.
 
     Returns
     -------
@@ -182,7 +205,7 @@ def resume(problem: Problem, options: Groups) -> Resumed | None:
     o = options.checkpoint
     if o.resume is None:
         return None
-    loaded = read(o.resume, _fingerprint(problem, options))
+    loaded = read(o.resume, belonging())
     extra, history, telemetry = loaded.extra, PhaseHistory(), DefenseLayerTelemetry()
     try:
         history.entries += extra["history"]
@@ -198,7 +221,7 @@ def resume(problem: Problem, options: Groups) -> Resumed | None:
 
 
 def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
-    """Digests of data, model and configuration; reads all rows once."""
+    """Digests of data, model and configuration; reads all rows."""
     data = hashlib.sha256()
     for rows in problem.source.chunks():
         chunk = rows.host()

@@ -21,6 +21,7 @@ from nlsq_nb import (
     curve_fit,
     get_defense_telemetry,
     reset_defense_telemetry,
+    resuming,
 )
 from nlsq_nb.native_run import NativeRun
 from nlsq_nb.observe.checkpoint_file import write
@@ -354,6 +355,17 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(tmp_path, change, name):
     with pytest.raises(CheckpointError, match="another fit") as caught:
         curve_fit(model, x[:rows], y[:rows], p0, resume_from_checkpoint=tmp_path, **given)
     assert f"another fit: other {name};" in str(caught.value)
+
+
+def test_the_rows_are_read_once_for_what_a_checkpoint_belongs_to(tmp_path, monkeypatch):
+    options, extra = PROBLEMS["all parameters"]
+    killed(tmp_path, options, extra, 5)
+    told, plain = [], resuming._fingerprint
+    monkeypatch.setattr(resuming, "_fingerprint", lambda *given: told.append(1) or plain(*given))
+    fit_with(options, extra, resume_from_checkpoint=tmp_path, checkpoint_dir=tmp_path)
+    assert len(told) == 1
+    fit_with(options, extra)
+    assert len(told) == 1
 
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
