@@ -19,7 +19,7 @@ from nlsq_nb.core.chunk import Resident
 from nlsq_nb.events import Event, StepDone
 from nlsq_nb.native_run import NativeRun
 from nlsq_nb.objective import DataObjective
-from nlsq_nb.phases.gauss_newton import GaussNewton
+from nlsq_nb.phases.gauss_newton import LATE, GaussNewton
 from nlsq_nb.phases.state import FitState, StopReason, WarmupState, WarmupStop
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.protocols import Phase
@@ -255,7 +255,8 @@ def _step(
 
 def _is_for_native(state: FitState) -> bool:
     """Whether native code can go on from a state."""
-    return not state.doubtful and bool((state.linear == state.separable).all())
+    late = state.iteration >= LATE - 1 and True not in state.linear.tolist()
+    return not (late or state.doubtful) and bool((state.linear == state.separable).all())
 
 
 def _reached(run: NativeRun, state: FitState) -> FitState:

@@ -19,6 +19,7 @@ from nlsq_nb.core.bounds import room_within
 from nlsq_nb.core.layout import SEGMENT
 from nlsq_nb.core.linsolve import column_norms, length, principal, rounding_error
 from nlsq_nb.core.quadratic import Quadratic, quadratic
+from nlsq_nb.core.secant import learnt
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.core.trust_region import Step, next_radius
 from nlsq_nb.core.varpro import eliminable
@@ -39,9 +40,12 @@ from nlsq_nb.phases.trial import (
 )
 from nlsq_nb.protocols import Objective
 
-__all__ = ["GaussNewton"]
+__all__ = ["LATE", "GaussNewton"]
 
 Floats = NDArray[np.float64]
+LATE = 40
+"""Trials from which on the curvature that JᵀWJ lacks is learnt, where no parameter is eliminated."""
+
 _POLISH = 0.1  # relative gain in sse beyond which relaxed linear parameters are worth a pass
 _PROBES = 3  # looks around in one fit
 _POLISHED = 1e-11  # relative offset from which on a further step shows in no digit
@@ -97,6 +101,7 @@ class GaussNewton:
             signal=state.signal or SILENT * sums.sse,
             linear=linear,
             iteration=0,
+            bend=None,
             stop=None,
         )
         state = self._take(state, self._settle(state, state.theta, sums, objective))
@@ -136,7 +141,7 @@ class GaussNewton:
 
     def _trial(self, state: FitState, objective: Objective) -> tuple[FitState, float, float]:
         """Solve the subproblem, evaluate, accept or shrink; also the trial's sse and Δ in z."""
-        solved, sums = self._solved(state), sums_of(state)
+        solved, sums = self._bent(state), sums_of(state)
         radius = state.radius if math.isfinite(state.radius) else self._first_radius(state, solved)
         step = solved.step(scale_of(state), radius)
         theta = move(state, step.delta)
@@ -172,6 +177,7 @@ class GaussNewton:
             scale=np.maximum(scale_of(state), solved.norms()),
             iteration=state.iteration + 1,
             radius=radius,
+            bend=self._learnt(state, at),
         )
         if state.linear is state.separable and solved.is_eliminable():
             return state
@@ -206,6 +212,22 @@ class GaussNewton:
 
     def _solved(self, state: FitState) -> Quadratic:
         return self._quadratic(state, state.theta, sums_of(state))
+
+    def _bent(self, state: FitState) -> Quadratic:
+        """The quadratic that steps are taken with: with what is known of the rest of the curvature, if it is convex."""
+        solved = self._solved(state)
+        if state.bend is None:
+            return solved
+        args = (solved.g, solved.room, solved.linear, solved.free, self.ridge)
+        bent = quadratic(solved.h + state.bend, *args)
+        return solved if bent.factor is None else bent
+
+    def _learnt(self, state: FitState, at: _Point) -> Floats | None:
+        """What is known of that after a step from the state's point."""
+        if state.iteration + 1 < LATE or True in state.linear.tolist():
+            return None
+        change = sums_of(state).jtr - at.sums.jtr
+        return learnt(state.bend, at.theta - state.theta, change, at.sums.jtj)
 
     def _settle(
         self,

@@ -165,6 +165,8 @@ class FitState:
         Trials so far in this phase; every step.
     offset : float
         Relative offset √(predicted/sse) of the full step at theta; every step.
+    bend : ndarray or None, shape (p, p)
+        What is known of the curvature that JᵀWJ lacks; late accepted steps.
     probes : int
         Looks around singular stationary points so far; when one is met.
     doubtful : bool
@@ -201,6 +203,7 @@ class FitState:
     radius: float = float("inf")
     iteration: int = 0
     offset: float = float("inf")
+    bend: Floats | None = None
     probes: int = 0
     doubtful: bool = False
     settled: bool = False

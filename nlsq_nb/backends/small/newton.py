@@ -72,6 +72,7 @@ TINY = 2.2250738585072014e-308
 LEAST, NOTHING = 1.4916681462400413e-154, 64.0 * EPS  # as phases.stationary
 # as the phase and core have them
 ACCEPT, POLISH, POLISHED, SILENT, TRUSTED, SINGULAR = 1e-4, 0.1, 1e-11, 1e-8, 1e-6, 1e-14
+LATE = 40  # as the phase: trials that native code makes where no parameter is eliminated
 GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED = range(-1, 6)
 
 
@@ -206,7 +207,12 @@ def judge(task: Ints, w: Floats, accepted: int) -> int:
         return ROUNDING if is_regular(task, w) else GAVE_UP
     if accepted == 0 and is_stuck(task, w):
         return STALLED
-    return MAX_ITERATIONS if w[STEPS] >= task[CEILING] else GO_ON
+    if w[STEPS] >= task[CEILING]:
+        return MAX_ITERATIONS
+    if task[M] == 0 and w[STEPS] >= LATE:
+        w[OFFSET] = before
+        return GAVE_UP
+    return GO_ON
 
 
 @native
