@@ -11,6 +11,7 @@ for _pool in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import argparse  # noqa: E402
 import statistics  # noqa: E402
 from collections.abc import Callable  # noqa: E402
+from concurrent.futures import ThreadPoolExecutor  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -23,6 +24,7 @@ from nlsq_nb.engines.local import LocalEngine  # noqa: E402
 from nlsq_nb.sources.arrays import ArraySource  # noqa: E402
 
 MOST = 25  # parameters of the largest model
+POOL = ThreadPoolExecutor(2)
 
 
 def passes(model: Any, x: np.ndarray, y: np.ndarray, theta: Any, threads: int = 1) -> Callable[..., Any]:
@@ -68,6 +70,7 @@ def measure(problem: Problem, n: int, repeat: int) -> dict[str, float]:
     times = in_turns(
         {
             "sum": lambda: (x.sum(), y.sum()),
+            "sum, two": lambda: list(POOL.map(np.sum, (x, y))),
             "numpy": lambda: numpy_pass(problem, x, y),
             "tuned": lambda: tuned_pass(problem, x, y),
             "one": one,
@@ -86,6 +89,7 @@ def measure(problem: Problem, n: int, repeat: int) -> dict[str, float]:
         "numpy": ratio(times, "numpy", "one"),
         "tuned": ratio(times, "tuned", "one"),
         "threads": ratio(times, "one", "two"),
+        "memory": ratio(times, "sum", "sum, two"),
         "rate0": rates["order 0"],
         "rate1": rates["order 1"],
         "float32": ratio(times, "one", "float32"),
@@ -132,7 +136,8 @@ def by_parameters(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def cells(f: dict[str, float]) -> tuple[object, ...]:
     rates = (f"{f[rate]:.0f}" for rate in ("rate", "rate0", "rate1"))
-    ratios = (f"{f['numpy']:.1f}×", f"{f['tuned']:.1f}×", f"{f['threads']:.2f}×", f"{f['float32']:.2f}×")
+    ratios = (f"{f['numpy']:.1f}×", f"{f['tuned']:.1f}×", f"{f['threads']:.2f}×", f"{f['memory']:.2f}×")
+    ratios += (f"{f['float32']:.2f}×",)
     return f["p"], *rates, f"{100 * f['fraction']:.0f} %", *ratios
 
 
@@ -144,7 +149,7 @@ def main() -> None:
     report = Report("kernels.py", environment(options, f"n = {options.n:,}", "float64 but where said", "1 thread"))
     found = {problem.name: measure(problem, options.n, options.repeat) for problem in problems}
     rates = ("Mpoint/s", "of order 0", "of order 1")
-    ratios = ("of summing x and y", "× NumPy", "× tuned NumPy", "2 threads", "float32 storage")
+    ratios = ("of summing x and y", "× NumPy", "× tuned NumPy", "2 threads", "2 threads that sum", "float32 storage")
     heads = ("model", "p", *rates, *ratios)
     report.table("kernels", heads, ([name, *cells(figures)] for name, figures in found.items()))
     report.rows["kernels"] = [{"model": name, **figures} for name, figures in found.items()]
