@@ -180,7 +180,7 @@ def second_opinion(
     starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
     before, whole = part.passes, rows.n_rows == objective.source.n_rows
     # the answer is at its best on all rows, so it has to be fitted to a part of them too
-    here = asked if whole else short_fit(restart(asked, asked.theta), options, part, _STEPS)
+    here = asked if whole else short_fit(restart(asked, asked.theta), options, part, _STEPS, _ROUGHLY)
     best = _best(options, asked, here, part, starts, n_fits)
     least = _LOWER * _sse(here) if whole else _CLEARLY * _sse(best) / max(residuals.size - len(problem.p0), 1)
     lower = _sse(here) - _sse(best) > least
