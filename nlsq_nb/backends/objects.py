@@ -33,7 +33,9 @@ import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from nlsq_nb.codegen.module import load
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["CODE_MODEL", "SYMBOL", "Code", "Entry", "cache_folder", "host_features", "load_code", "make_entry"]
+__all__ = [
+    "CODE_MODEL", "SYMBOL", "Code", "Entry", "cache_folder", "host_features", "kept_code", "load_code", "make_entry",
+]  # fmt: skip
 
 CODE_MODEL = "large"
 """Code, constants and tables of one object may come to lie anywhere: large mappings leave gaps apart."""
@@ -176,6 +178,33 @@ def load_code(
         if path is not None:
             _write(path, code)
         return _link(code, exports, cached=False)
+
+
+def kept_code(key: str | None, name: str, make: Callable[[], Code]) -> Code:
+    """Code that something else than this process's linker loads: from disk, or made and left there.
+
+    Parameters
+    ----------
+    key : str or None
+        Everything that decides the code beside versions and processor; None: it is not kept.
+    name : str
+        First part of the file's name.
+    make : callable
+        Compiles.
+
+    Returns
+    -------
+    Code
+        `needs` is as it was made.
+    """
+    with _LOCK:
+        path = _place(key, name) if key is not None else None
+        code = _read(path) if path is not None else None
+        if code is None:
+            code = make()
+            if path is not None:
+                _write(path, code)
+        return code
 
 
 def _callable(address: int, signature: tuple[str, ...]) -> Callable[..., int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-import importlib.util
 import itertools
 import subprocess
 import sys
@@ -303,16 +302,7 @@ def _guarded(driver: Driver, name: str, function: Callable[..., int | None]) -> 
 
 
 def load_ptx_into_the_driver() -> None:
-    """Let the compiler hand PTX to the driver; it would link it to machine code first."""
-    mlir = importlib.util.find_spec("numba_cuda") is None
-    name = "numba_cuda_mlir.numba_cuda" if mlir else "numba.cuda"
-    compiler = importlib.import_module(f"{name}.cudadrv.driver")
+    """Let PTX be handed to the driver in place of machine code."""
+    from nlsq_nb.backends.cuda import native
 
-    def complete(self: Any) -> Any:
-        self._complete = True
-        self._info_log = self._error_log = ""
-        if [code.code_type for code in self._object_codes] == ["ptx"]:
-            return self._object_codes[0]
-        return compiler.ObjectCode.from_ptx(self.get_linked_ptx())
-
-    compiler._Linker.complete = complete
+    native.machine_code = lambda ptx, compute: ptx.encode()

@@ -230,15 +230,17 @@ BUGS = {
     "pinned memory is overwritten too early": ("nlsq_nb.backends.cuda.devices.Lane.await_copies", lambda self: None),
     "a kernel runs in the other lane's stream": (
         "nlsq_nb.backends.cuda.devices.Lane.launcher",
-        lambda self, kernel, blocks: kernel[blocks, 128, other_stream()],
+        lambda self, kernel, blocks: in_another_stream(kernel, blocks),
     ),
     "the lanes are not joined": ("nlsq_nb.backends.cuda.devices.Lane.follow", lambda self, other: None),
     "the sums are read too early": ("nlsq_nb.backends.cuda.devices.Device.await_sums", lambda self: None),
 }
 
 
-def other_stream():
-    return compiler().stream()
+def in_another_stream(kernel, blocks):
+    from nlsq_nb.backends.cuda.toolkit import toolkit
+
+    return toolkit().configured(kernel, blocks, 128, toolkit().cuda.stream())
 
 
 @pytest.mark.parametrize("bug", BUGS)

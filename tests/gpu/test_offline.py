@@ -3,6 +3,7 @@
 import pytest
 
 from nlsq_nb import Model
+from nlsq_nb.backends.cuda.native import machine_code  # bound before the stand-in takes its place
 
 from ..emulator.offline import assemble, compile_kernel, disassemble, disassembler, machine_loop_of, opcode
 
@@ -54,6 +55,14 @@ def test_an_exponential_is_fit_as_fast_as_an_h100_reads():
 def test_groups_of_sums_are_not_spilled(cc):
     text = compile_kernel(gaussians(4), "sums2_1", cc)
     assert assemble(text, cc).spilled == 0
+
+
+def test_what_is_launched_is_what_is_looked_at():
+    text = compile_kernel(Model("a*x + b").program, "sums1", (9, 0))
+    launched = machine_code(text, (9, 0))
+    assert launched.startswith(b"\x7fELF")
+    if disassembler() is not None:
+        assert disassemble(launched) == disassemble(assemble(text, (9, 0)).cubin)
 
 
 def test_float32_is_widened_when_it_is_read():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from nlsq_nb.backends.cuda.native import Launcher
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.targets.cuda_common import COMMON, IMPORTS
 from nlsq_nb.errors import BackendUnavailable
@@ -36,14 +36,15 @@ class Toolkit:
 
     Attributes
     ----------
-    package : str
-        Where it is imported from.
+    installed, package : str
+        What it is called, and where it is imported from.
     cuda : module
         `numba.cuda`, or what has its names.
     imports : str
         The lines that generated text begins with to be compiled by it.
     """
 
+    installed: str
     package: str
     cuda: Any
     imports: str
@@ -70,11 +71,9 @@ class Toolkit:
         """The kernels that no model shows in."""
         return self.load(COMMON)
 
-    def configured(self, kernel: Any, blocks: int, threads: int, stream: Any) -> Any:
-        """A kernel with its launch configuration; small grids are meant."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return kernel[blocks, threads, stream]
+    def configured(self, kernel: Any, blocks: int, threads: int, stream: Any) -> Launcher:
+        """A kernel with its launch configuration."""
+        return Launcher(self, kernel, blocks, threads, stream)
 
 
 @cache
@@ -98,7 +97,7 @@ def toolkit() -> Toolkit:
         try:
             cuda = importlib.import_module(f"{package}.cuda")
             if cuda.is_available():
-                return Toolkit(package, cuda, imports)
+                return Toolkit(installed, package, cuda, imports)
             reasons.append(f"{installed}: {_why_not(cuda)}")
         except ImportError as error:
             reasons.append(f"{installed} cannot be imported: {error}")
