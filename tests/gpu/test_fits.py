@@ -75,13 +75,26 @@ def cuda_backend(**options):
 @pytest.mark.parametrize("problem", MODELS)
 def test_resident_and_streamed_on_one_and_two_devices(problem, monkeypatch, driver):
     expected = fitted(problem(), "cpu")
+    monkeypatch.setattr("nlsq_nb.backends.cuda.devices._SMALLEST", 256)  # several pieces per lane
     for devices in (False, True):
         for memory in (None, 0):
             driver.forget()
             backend = cuda_backend(multi_device=devices, memory=memory)
             agree(fitted(problem(), backend, monkeypatch), expected)
-            assert {e.device for e in driver.ledger} <= ({0, 1} if devices else {0})
+            used = {e.device for e in driver.ledger}
+            assert used == ({0, 1} if devices else {0})
             assert not [e for e in driver.ledger if e.mode == "pageable"]
+            for number in used:
+                two_transfers_each([e for e in driver.ledger if e.device == number], 8 * len(expected.popt))
+
+
+def two_transfers_each(ledger, size):
+    """Of a device: the parameters in and the sums out, once per evaluation, beside the data."""
+    evaluations = sum("finish" in e.name for e in ledger)
+    inward = [e.mode for e in ledger if e.kind == "HtoD" and e.size == size]
+    outward = [e.mode for e in ledger if e.kind == "DtoH"]
+    assert inward == outward == ["async"] * evaluations
+    assert evaluations > 0
 
 
 def test_two_transfers_per_evaluation(cupy, driver):
