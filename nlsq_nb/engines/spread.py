@@ -16,7 +16,7 @@ from nlsq_nb.core.layout import SEGMENT
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
-from nlsq_nb.engines.local import LocalEngine
+from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job
 from nlsq_nb.errors import UnsupportedOption
 from nlsq_nb.protocols import Backend, Source
@@ -157,8 +157,8 @@ def spread(data: Any, reading: Reading, cluster: Cluster) -> Source:
 
     Returns
     -------
-    SpreadSource
-        Nothing has been reduced yet.
+    SpreadSource or StreamSource
+        Nothing has been reduced yet; few rows are read here.
 
     Raises
     ------
@@ -174,6 +174,8 @@ def spread(data: Any, reading: Reading, cluster: Cluster) -> Source:
     if reading.omit:
         raise UnsupportedOption("nan_policy='omit' on a cluster: drop the rows before the fit")
     stream, fields, workers = data.open(reading), list[DaskField](), cluster.n_workers
+    if stream.n_rows <= RESIDENT_ROWS:  # a pass takes less than a message
+        return stream
     share = -(-stream.n_rows // (_PER_PART * max(1, workers)))
     step = -(-min(stream.step, share) // SEGMENT) * SEGMENT
     rows: FileRows | BlockRows

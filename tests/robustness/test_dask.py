@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nlsq_nb import AdaptiveHybridStreamingOptimizer, Model, curve_fit
+from nlsq_nb import AdaptiveHybridStreamingOptimizer, HDF5Source, Model, curve_fit
 from nlsq_nb.engines import parts
 from nlsq_nb.engines.dask import DaskCluster
 from nlsq_nb.errors import BackendUnavailable, DataError, SourceError, UnsupportedOption
@@ -100,6 +100,23 @@ def test_small_data_are_gathered():
     few = made(0, 5_000)
     assert bits(curve_fit(MODEL, x, y, sigma=0.5)) == bits(curve_fit(MODEL, *few.T, sigma=0.5))
     assert curve_fit(MODEL, x, y).fun.shape == (5_000,)
+
+
+@pytest.mark.parametrize("n", [100, 20_480])
+def test_few_rows_of_a_file_are_read_here(tmp_path, n):
+    """On any cluster, with the bits of arrays."""
+
+    class Idle:
+        n_workers = 2
+
+        def reduce(self, job, rows, fields, on_progress):
+            raise AssertionError("nothing is sent")
+
+    x, y = made(0, n).T.copy()
+    with h5py.File(tmp_path / "few.h5", "w") as file:
+        file["x"], file["y"] = x, y
+    found = curve_fit(MODEL, HDF5Source(tmp_path / "few.h5"), p0=[1.0, 0.1, 5.0], engine=Idle())
+    assert bits(found) == bits(curve_fit(MODEL, x, y, [1.0, 0.1, 5.0]))
 
 
 def test_what_cannot_be_read_is_said():
