@@ -34,7 +34,6 @@ __all__ = [
     "is_eligible",
     "is_plain",
     "screen",
-    "screened",
     "warmup_asked",
     "warmup_settings",
 ]
@@ -107,35 +106,14 @@ def screen(state: FitState, objective: DataObjective, starts: Floats) -> Floats 
         inf where the model is not finite; None where native code cannot tell.
     """
     rows = objective.resident() if _is_small(state) else None
-    found = None if rows is None else screened(state, rows, starts)
-    if found is not None:
-        objective.passes += len(starts)
+    if rows is None:
+        return None
+    run = NativeRun(state, rows, (0.0, 0.0, state.signal, *_UNUSED), (len(starts),))
+    found = run.screen(starts)
+    if not run.stop:
+        return None
+    objective.passes += int(run.found[at.PASSES])
     return found
-
-
-def screened(state: FitState, rows: Resident, starts: Floats) -> Floats | None:
-    """The same over rows at hand.
-
-    Parameters
-    ----------
-    state : FitState
-        As for `screen`, with few parameters, all of them free.
-    rows : Resident
-        The data; one pass is made for each start.
-    starts : ndarray, shape (n, p)
-        Within the bounds.
-
-    Returns
-    -------
-    ndarray, shape (n,), or None
-        As from `screen`.
-    """
-    settings = (0.0, 0.0, state.signal, *_UNUSED)
-    run = NativeRun(state, rows, settings, (len(starts),))
-    log = run.log(len(starts))
-    log[:, at.WIDTH :] = starts
-    run.go(at.SCREENING)
-    return log[:, 0].copy() if run.stop else None
 
 
 def is_eligible(phase: Phase[FitState], state: FitState) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
-from nlsq_nb.compiled import OFF, finish, is_plain, screened, warmup_asked, warmup_settings
+from nlsq_nb.compiled import OFF, finish, is_plain, warmup_asked, warmup_settings
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.engines.local import LocalEngine
@@ -21,6 +21,7 @@ from nlsq_nb.plan import newton_phase, warmup_phase
 from nlsq_nb.retold import MODES
 from nlsq_nb.scan import DataSummary
 from nlsq_nb.sources.weights import total_weight
+from nlsq_nb.starts import relaxed_sse
 
 __all__ = ["NativePhases", "NativePlan", "plan_of"]
 
@@ -165,17 +166,17 @@ class NativePhases:
         self.passes = self._warmed(run)
         if self.warmup is not WarmupStop.NOT_ASKED:
             return self.warmup is not None
-        judged = self.found
+        judged, given = self.found, replace(state, sums=run.point(run.shape.one).sums)
         there = self._fitted_to(part, MODES[int(judged[at.MODE])])
         if there is None:
             return False
-        ends = screened(state, rows, np.stack([state.theta, there]))
-        self.passes += 2
-        if ends is None or not ends[1] <= ends[0]:
+        run = self._run = NativeRun(given, rows, plan.told(self._summary), (1, plan.newton.max_iterations))
+        loss = float(run.screen(there[np.newaxis])[0])  # phase 2 goes on from there
+        self.passes += int(run.found[at.PASSES])
+        if not run.stop or not loss <= relaxed_sse(given, plan.newton.ridge):
             return False
         for k in (at.RELATIVE, at.MODE, at.FIRST_SSE):
             self.found[k] = judged[k]
-        self._state, self._run = replace(state, theta=there), None
         return True
 
     def _fitted_to(self, part: LocalEngine, mode: str) -> Floats | None:

@@ -121,6 +121,24 @@ class NativeRun:
             self.stop = entry.call(phase, place + self.w.nbytes, place)
             self.found = self.w[: at.RESULTS].tolist()
 
+    def screen(self, starts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sse of starts, the linear parameters at their best; the first record becomes the last of them.
+
+        Parameters
+        ----------
+        starts : ndarray, shape (n, p)
+            Within the bounds; there are as many lines in the log.
+
+        Returns
+        -------
+        ndarray, shape (n,)
+            inf where the model is not finite; of no meaning where `stop` is 0.
+        """
+        log = self.log(len(starts))
+        log[:, at.WIDTH :] = starts
+        self.go(at.SCREENING)
+        return log[:, 0].copy()
+
     def go_on(self, trials: int) -> None:
         """Run phase 2 from where phase 1 ended, without a log.
 
