@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nlsq_nb.codegen.ir import PointProgram, Program
-from nlsq_nb.codegen.printers import statements, used_helpers
+from nlsq_nb.codegen.printers import statements, used_scalars
 
-__all__ = ["PointBody", "columns", "helpers_of", "indent"]
+__all__ = ["PointBody", "columns", "indent", "scalars_of"]
 
 
 class PointBody:
@@ -70,12 +70,12 @@ def is_fixed(operand: str) -> bool:
     return operand[0] not in "xtj"
 
 
-def helpers_of(
+def scalars_of(
     program: Program | PointProgram, target: str = "cpu", others: Iterable[str] = ()
 ) -> list[str]:
     """Keys of the functions that the body, and other operations, call; hand-written ones bring their own."""
     body = () if isinstance(program, PointProgram) else program.prologue + program.body
-    return used_helpers(frozenset(i.op for i in body).union(others), target)
+    return used_scalars(frozenset(i.op for i in body).union(others), target)
 
 
 def indent(depth: int, lines: list[str]) -> Iterator[str]:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nlsq_nb.codegen import vecmath
-from nlsq_nb.codegen.helpers import HELPERS
 from nlsq_nb.codegen.ir import Instruction
+from nlsq_nb.codegen.scalars import SCALARS
 
-__all__ = ["DIALECTS", "Dialect", "statements", "used_helpers"]
+__all__ = ["DIALECTS", "Dialect", "statements", "used_scalars"]
 
 _INFIX = {
     "add": "{} + {}",
@@ -142,13 +142,13 @@ DIALECTS: dict[str, Dialect] = {"cpu": _VECTOR, "cuda": _CUDA, "reference": _NUM
 """Target name -> dialect."""
 
 
-def used_helpers(ops: frozenset[str], target: str) -> list[str]:
-    """Keys for `helper_text`: the functions that the target's file must define itself, callees first."""
+def used_scalars(ops: frozenset[str], target: str) -> list[str]:
+    """Keys for `scalar_text`: the functions that the target's file must define itself, callees first."""
     if target != "cpu":
-        return [name for name in HELPERS if name in ops]
+        return [name for name in SCALARS if name in ops]
     chosen = {"intrinsics"} if any("choose" in _VECTOR.templates.get(op, "") for op in ops) else set()
     inlined = vecmath.required(chosen | (ops & vecmath.FUNCTIONS))
-    called = [name for name in HELPERS if name in ops - vecmath.FUNCTIONS]
+    called = [name for name in SCALARS if name in ops - vecmath.FUNCTIONS]
     return [f"vecmath.{name}" for name in inlined] + called
 
 

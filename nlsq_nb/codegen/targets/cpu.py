@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nlsq_nb.codegen.body import PointBody, columns, helpers_of, indent
-from nlsq_nb.codegen.helpers import helper_text
+from nlsq_nb.codegen.body import PointBody, columns, indent, scalars_of
 from nlsq_nb.codegen.ir import PointProgram, Program
 from nlsq_nb.codegen.robust import loss_operations
+from nlsq_nb.codegen.scalars import scalar_text
 from nlsq_nb.codegen.targets.cpu_fused import fused_matvec, fused_sums
 from nlsq_nb.codegen.targets.cpu_loop import FOLD, JIT, MODE, RESERVE
 from nlsq_nb.codegen.targets.cpu_tiled import tiled_matvec, tiled_sums
@@ -55,8 +55,8 @@ def render(program: Program | PointProgram, weighted: bool, loss: str) -> str:
 
 def _module(program: Program | PointProgram, weighted: bool, loss: str) -> Iterator[str]:
     yield _HEAD.rstrip("\n")
-    for name in helpers_of(program, "cpu", loss_operations(loss)):
-        yield "\n\n" + helper_text(name, 'njit(error_model="numpy")').rstrip("\n")
+    for name in scalars_of(program, "cpu", loss_operations(loss)):
+        yield "\n\n" + scalar_text(name, 'njit(error_model="numpy")').rstrip("\n")
     tiled = program.n_params > _FUSED
     for order in (0, 1, 2):
         yield "\n"

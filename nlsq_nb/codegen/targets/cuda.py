@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nlsq_nb.codegen.body import PointBody, columns, helpers_of, indent
-from nlsq_nb.codegen.helpers import helper_text
+from nlsq_nb.codegen.body import PointBody, columns, indent, scalars_of
 from nlsq_nb.codegen.ir import PointProgram, Program
 from nlsq_nb.codegen.robust import PARAMETERS, loss_statements
+from nlsq_nb.codegen.scalars import scalar_text
 from nlsq_nb.codegen.targets.cuda_common import AT_ONCE, IMPORTS, LANES, SWEEP, THREADS
 from nlsq_nb.core.layout import packed_index, sums_size
 
@@ -94,9 +94,9 @@ def group_names(n_params: int, entry: str, loss: str = "linear") -> tuple[str, .
 def render(program: Program | PointProgram, weighted: bool, loss: str = "linear") -> str:
     """Module text; see `skeletons.render`."""
     parts = [_HEAD, "\n" + SWEEP]
-    helpers = [helper_text(name, "cuda.jit(device=True)") for name in helpers_of(program, "cuda")]
-    helpers = [text.replace("np.floor(", "rounded_down(") for text in helpers]
-    parts += ["\n" + text for text in [*_ROUNDING, *helpers]]
+    scalars = [scalar_text(name, "cuda.jit(device=True)") for name in scalars_of(program, "cuda")]
+    scalars = [text.replace("np.floor(", "rounded_down(") for text in scalars]
+    parts += ["\n" + text for text in [*_ROUNDING, *scalars]]
     kernels = [
         _sums(program, weighted, group, int(entry[-1]) if entry != "matvec" else None, loss)
         for entry in ("sums0", "sums1", "sums2", "matvec")

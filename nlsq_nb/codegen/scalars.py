@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nlsq_nb.codegen import vecmath
 
-__all__ = ["HELPERS", "helper_text"]
+__all__ = ["SCALARS", "scalar_text"]
 
 _TEXT = {
     "sinc": '''def sinc(u):
@@ -64,17 +64,17 @@ _TEXT = {
 }
 
 
-HELPERS = tuple(_TEXT)
+SCALARS = tuple(_TEXT)
 """Names of the functions here; `vecmath` has some of them in another form."""
 
 
-def helper_text(name: str, decorator: str) -> str:
-    """The definition of a helper under a compiler's decorator.
+def scalar_text(name: str, decorator: str) -> str:
+    """The definition of a function under a compiler's decorator.
 
     Parameters
     ----------
     name : str
-        One of `HELPERS`, or "vecmath." and a key of `vecmath.definition`.
+        One of `SCALARS`, or "vecmath." and a key of `vecmath.definition`.
     decorator : str
         Text after the `@`; functions of `vecmath` have their own.
 
