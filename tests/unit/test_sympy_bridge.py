@@ -218,7 +218,7 @@ def test_long_sums() -> None:
     expr = sympy.Add(*terms, evaluate=False)
     started = time.thread_time()
     graph, roots, params = from_sympy(expr, ("x",), None)
-    assert time.thread_time() - started < 2.0
+    assert time.thread_time() - started < 10.0  # a look at all pairs takes minutes
     assert params == ("a",)
     assert len(graph.nodes[roots[0]].args) == 10_000
 
