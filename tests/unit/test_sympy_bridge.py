@@ -210,7 +210,7 @@ def test_shared_subexpressions_are_visited_once() -> None:
         )
     started = time.thread_time()
     assert len(from_sympy(value, ("x",), None)[0].nodes) < 1000
-    assert time.thread_time() - started < 0.1
+    assert time.thread_time() - started < 0.5
 
 
 def test_long_sums() -> None:
@@ -273,7 +273,7 @@ class TestWriting:
         root = graph.power(base, graph.const(1e9))
         started = time.thread_time()
         (written,) = to_sympy(graph, [root], ("x",), ("a",))
-        assert time.thread_time() - started < 0.1
+        assert time.thread_time() - started < 0.5
         assert written.args == (3 * a, sympy.Integer(10**9))
 
 

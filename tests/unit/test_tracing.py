@@ -316,7 +316,7 @@ def test_refusals(f, text) -> None:
     started = time.thread_time()
     with pytest.raises(TracingError, match=text) as caught:
         trace(f, 1, None)
-    assert time.thread_time() - started < 0.1
+    assert time.thread_time() - started < 0.5
     assert str(caught.value).startswith("line ")
 
 
