@@ -17,6 +17,7 @@ from common import Report, arguments, environment
 from nlsq_nb import Model
 from nlsq_nb.backends import get_backend
 from nlsq_nb.engines.dask import DaskCluster
+from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.engines.spread import engine_over, spread
 from nlsq_nb.sources.dask_arrays import DaskArrays
 from nlsq_nb.sources.hdf5 import HDF5Source
@@ -65,7 +66,7 @@ def main() -> None:
             "file, cluster": spread(data, reading, DaskCluster(client)),
             "blocks held by workers": spread(held, reading, DaskCluster(client)),
         }
-        few = HDF5Source(written(tempfile.mkdtemp(dir=folder), 16_384 * 2 * options.workers))
+        few = HDF5Source(written(tempfile.mkdtemp(dir=folder), RESIDENT_ROWS + 1))  # fewer would be read here
         places["a pass of hardly any rows, cluster"] = spread(few, reading, DaskCluster(client))
         engines = {name: engine_over(backend, MODEL.program, RetryingSource(rows)) for name, rows in places.items()}
         for engine in engines.values():
