@@ -193,7 +193,7 @@ def test_killed_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_many_random_moments(tmp_path):
-    kill_at_random_moments(tmp_path, 600)
+    kill_at_random_moments(tmp_path, 300)
 
 
 def test_killed_before_every_system_call(tmp_path):
