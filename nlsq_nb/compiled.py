@@ -33,6 +33,7 @@ __all__ = [
     "finish",
     "is_eligible",
     "is_plain",
+    "reached",
     "screen",
     "warmup_asked",
     "warmup_settings",
@@ -198,7 +199,7 @@ def finish(
         while run.found and not run.found[at.BROKEN]:
             where = int(run.found[at.HAPPENED])
             if run.stop or where != at.UNTOUCHED:
-                state, begun = _reached(run, state), True
+                state, begun = reached(run, state), True
                 objective.passes += int(run.found[at.PASSES])
                 events += _told(run, phase.max_iterations)
             if run.stop:
@@ -237,8 +238,23 @@ def _is_for_native(state: FitState) -> bool:
     return not (late or state.doubtful) and bool((state.linear == state.separable).all())
 
 
-def _reached(run: NativeRun, state: FitState) -> FitState:
-    """The state at which native code left phase 2."""
+def reached(run: NativeRun, state: FitState, first_sse: float | None = None) -> FitState:
+    """The state at which native code left phase 2.
+
+    Parameters
+    ----------
+    run : NativeRun
+        That ran it.
+    state : FitState
+        What the phase began with.
+    first_sse : float, optional
+        The sse at p0, where the state does not know it.
+
+    Returns
+    -------
+    FitState
+        Without a stop where native code gave up.
+    """
     found, point, scale = run.found, run.end(), run.shape.scale
     return replace(
         state,
@@ -252,6 +268,7 @@ def _reached(run: NativeRun, state: FitState) -> FitState:
         iteration=int(found[at.STEPS]),
         offset=found[at.OFFSET],
         stop=run.newton_stop,
+        first_sse=state.first_sse if first_sse is None else first_sse,
     )
 
 

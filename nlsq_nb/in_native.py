@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
-from nlsq_nb.compiled import OFF, finish, is_plain, warmup_asked, warmup_settings
+from nlsq_nb.compiled import OFF, finish, is_plain, reached, warmup_asked, warmup_settings
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.engines.local import LocalEngine
@@ -157,7 +157,8 @@ class NativePhases:
         first = self.found[at.FIRST_SSE] if self.found else None
         if run.newton_stop is None:
             return None if first is None else self._by_turns(run, first)
-        return self._ended(run, first)
+        self.passes += int(run.found[at.PASSES])
+        return reached(run, self._state, run.found[at.FIRST_SSE] if first is None else first)
 
     def _warm_on(self, part: LocalEngine, rows: Resident) -> bool:
         """Layers 1 and 2 on all rows, both phases on the sample, layer 3 on all rows."""
@@ -210,31 +211,6 @@ class NativePhases:
         found = finish(self._plan.newton, run, begun, self._rows, objective, tell=False)
         self.passes += objective.passes
         return None if found is None else found[0]
-
-    def _ended(self, run: NativeRun, first: float | None) -> FitState:
-        """The state in which phase 2 leaves the fit."""
-        found, begun = run.found, self._state
-        self.passes += int(found[at.PASSES])
-        end, scale = run.end(), run.shape.scale
-        return FitState(
-            theta=end.theta,
-            normalizer=begun.normalizer,
-            lower=begun.lower,
-            upper=begun.upper,
-            free=begun.free,
-            separable=begun.separable,
-            linear=begun.separable,
-            signal=found[at.SIGNAL],
-            sums=end.sums,
-            relaxed=found[at.RELAXED],
-            scale=run.w[scale : scale + len(end.theta)].copy(),
-            radius=found[at.RADIUS],
-            iteration=int(found[at.STEPS]),
-            offset=found[at.OFFSET],
-            stop=run.newton_stop,
-            first=begun.first,
-            first_sse=found[at.FIRST_SSE] if first is None else first,
-        )
 
 
 def _planned(options: Groups) -> NativePlan | None:

@@ -156,7 +156,7 @@ def test_a_phase_that_is_taken_up_ends_with_the_same_bits(name):
     state, rows = task_of(name)
     whole, part = run(NEWTON, state, rows), run(replace(NEWTON, max_iterations=3), state, rows)
     assert part.found[layout.STEPS] == 3 < whole.found[layout.STEPS]
-    rest = compiled._newton_run(NEWTON, between := compiled._reached(part, state), rows, tell=False)
+    rest = compiled._newton_run(NEWTON, between := compiled.reached(part, state), rows, tell=False)
     rest.take_up(between)
     assert rest.stop == whole.stop > 0
     assert rest.point(rest.shape.one).theta.tobytes() == whole.point(whole.shape.one).theta.tobytes()
