@@ -17,7 +17,7 @@ from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
 from nlsq_nb.compiled import LEFT_OUT, advance, is_eligible
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.drawn import sample_of
+from nlsq_nb.drawn import sample_of, thinned
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
@@ -125,8 +125,8 @@ class _DirectFit:
         if not is_eligible(plan.newton, state):
             return None
         part = sample_of(self.problem, plan.options) if warms_up else source
-        few = None if part is source else self._engine_over(part)
-        phases = self._phases = NativePhases(plan, state, self.summary, self._engine_over(source), few)
+        engine, smaller = self._engine_over, () if part is source else (thinned(part, plan.options), part)
+        phases = self._phases = NativePhases(plan, state, self.summary, engine(source), tuple(map(engine, smaller)))
         self.stamps.append(_now())
         if warms_up and not phases.warm():
             return None

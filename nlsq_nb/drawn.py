@@ -8,11 +8,12 @@ from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Source
 from nlsq_nb.sources.sample import ScatteredSource, sample
 
-__all__ = ["rows_to_check", "sample_of", "sample_size"]
+__all__ = ["rows_to_check", "sample_of", "sample_size", "thinned"]
 
 _WHOLE = 8192  # rows up to which the warm-up sees all data
 _SAMPLE, _SHARE = 16_384, 4  # of more it sees a quarter, but no more rows than these
 _ROWS_PER_PARAMETER = 1000  # and no fewer than these
+_THIN = 4  # of a sample a quarter leads near to where all of it leads
 _CHECKED = 1024  # rows on which an answer is compared with others
 _CHECKED_PER_PARAMETER = 16
 
@@ -60,6 +61,25 @@ def sample_of(problem: Problem, options: Groups) -> Source:
     if source.n_rows <= rows:
         return source
     return sample(source, stratified_rows(source.n_rows, rows, options.setup.seed))
+
+
+def thinned(part: Source, options: Groups) -> Source:
+    """A part of a sample, for the many steps far from the optimum.
+
+    Parameters
+    ----------
+    part : Source
+        The sample.
+    options : Groups
+        Validated options.
+
+    Returns
+    -------
+    Source
+        A quarter of its rows, one at a random place in each of as many equal parts.
+    """
+    n = part.n_rows
+    return ScatteredSource(part, scattered_rows(n, -(-n // _THIN), options.setup.seed))
 
 
 def rows_to_check(source: Source, options: Groups, n_params: int) -> Source:

@@ -21,7 +21,6 @@ from nlsq_nb.plan import newton_phase, warmup_phase
 from nlsq_nb.retold import MODES
 from nlsq_nb.scan import DataSummary
 from nlsq_nb.sources.weights import total_weight
-from nlsq_nb.starts import relaxed_sse
 
 __all__ = ["NativePhases", "NativePlan", "plan_of"]
 
@@ -105,8 +104,8 @@ class NativePhases:
         Counts and moments of the data.
     whole : LocalEngine
         Over all rows.
-    part : LocalEngine or None
-        Over the sample that phase 1 sees; None where it sees all rows.
+    parts : tuple of LocalEngine
+        Over the rows that phase 1 sees, and over the sample that leads on from there; none where it sees all rows.
 
     Attributes
     ----------
@@ -121,9 +120,15 @@ class NativePhases:
     """
 
     def __init__(
-        self, plan: NativePlan, state: FitState, summary: DataSummary, whole: LocalEngine, part: LocalEngine | None
+        self,
+        plan: NativePlan,
+        state: FitState,
+        summary: DataSummary,
+        whole: LocalEngine,
+        parts: tuple[LocalEngine, ...],
     ) -> None:
-        self._plan, self._state, self._summary, self._whole, self._part = plan, state, summary, whole, part
+        self._plan, self._state, self._summary = plan, state, summary
+        self._whole, self._parts = whole, parts
         self.passes = self.sample_passes = 0
         self.warmup: WarmupStop | None = None
         self.found: list[float] = []
@@ -137,8 +142,8 @@ class NativePhases:
         rows = self._rows = self._whole.resident()
         if rows is None:
             return False
-        if self._part is not None and False in state.separable.tolist() and plan.warmup.switching.limit:
-            return self._warm_on(self._part, rows)
+        if self._parts and False in state.separable.tolist() and plan.warmup.switching.limit:
+            return self._warm_on(rows)
         run = self._run = NativeRun(state, rows, plan.told(self._summary), plan.asked, plan.warmup.memory)
         self.passes = self._warmed(run)
         return self.warmup is not None
@@ -160,40 +165,51 @@ class NativePhases:
         self.passes += int(run.found[at.PASSES])
         return reached(run, self._state, run.found[at.FIRST_SSE] if first is None else first)
 
-    def _warm_on(self, part: LocalEngine, rows: Resident) -> bool:
-        """Layers 1 and 2 on all rows, both phases on the sample, layer 3 on all rows."""
+    def _warm_on(self, rows: Resident) -> bool:
+        """Layers 1 and 2 on all rows, phase 1 on few, phase 2 on the sample, layer 3 on all rows."""
         plan, state = self._plan, self._state
         run = self._run = NativeRun(state, rows, plan.told(self._summary), (0, 0, 0, *plan.asked[3:]))
         self.passes = self._warmed(run)
         if self.warmup is not WarmupStop.NOT_ASKED:
             return self.warmup is not None
         judged, given = self.found, replace(state, sums=run.point(run.shape.one).sums)
-        there = self._fitted_to(part, MODES[int(judged[at.MODE])])
+        there = self._on_sample(MODES[int(judged[at.MODE])])
         if there is None:
             return False
         run = self._run = NativeRun(given, rows, plan.told(self._summary), (1, plan.newton.max_iterations))
         loss = float(run.screen(there[np.newaxis])[0])  # phase 2 goes on from there
         self.passes += int(run.found[at.PASSES])
-        if not run.stop or not loss <= relaxed_sse(given, plan.newton.ridge):
+        if not run.stop or not loss <= run.found[at.RELAXED]:
             return False
         for k in (at.RELATIVE, at.MODE, at.FIRST_SSE):
             self.found[k] = judged[k]
         return True
 
-    def _fitted_to(self, part: LocalEngine, mode: str) -> Floats | None:
-        """Where both phases lead on a sample; None where they gave up or did not converge."""
-        plan, few = self._plan, part.resident()
-        if few is None:
+    def _on_sample(self, mode: str) -> Floats | None:
+        """Where phase 1 leads on few rows, and phase 2 from there on a sample; None where one gave up."""
+        plan, (few, part) = self._plan, self._parts
+        run = self._run_over(few, self._state, mode, (*plan.asked[:-1], 0))
+        if run is None:
             return None
-        told = plan.told(self._summary, total_weight(part.source) / self._summary.weight, mode)
-        run = NativeRun(self._state, few, told, (*plan.asked[:-1], 0), plan.warmup.memory)
         self.sample_passes = self._warmed(run)
         if self.warmup is None:
             return None
-        run.go_on(plan.newton.max_iterations)
+        near = replace(self._state, theta=run.point(run.shape.one).theta)
+        run = self._run_over(part, near, mode, (0, plan.newton.max_iterations))
+        if run is None:
+            return None
+        run.go(at.GAUSS_NEWTON)
         self.sample_passes += int(run.found[at.PASSES])
         stop = run.newton_stop
         return run.point(run.shape.one).theta if stop is not None and stop.success else None
+
+    def _run_over(self, part: LocalEngine, state: FitState, mode: str, asked: tuple[int, ...]) -> NativeRun | None:
+        """A run on a part of the rows, which layers 1 and 2 have nothing to say of."""
+        rows = part.resident()
+        if rows is None:
+            return None
+        told = self._plan.told(self._summary, total_weight(part.source) / self._summary.weight, mode)
+        return NativeRun(state, rows, told, asked, self._plan.warmup.memory)
 
     def _warmed(self, run: NativeRun) -> int:
         """Run phase 1, as far as it is asked for; its passes."""

@@ -124,6 +124,8 @@ class NativeRun:
     def screen(self, starts: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sse of starts, the linear parameters at their best; the first record becomes the last of them.
 
+        `found` has the same of the point that was there, as RELAXED.
+
         Parameters
         ----------
         starts : ndarray, shape (n, p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.backends.small import compiled_run, moments
+from nlsq_nb.backends.small.layout import MOMENTS
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
-from nlsq_nb.core.chunk import Chunk, on_host
+from nlsq_nb.core.chunk import Chunk, address_of, on_host
 from nlsq_nb.core.columns import require_finite_column
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.sums import Accumulator, NormalSums
@@ -28,6 +31,7 @@ from nlsq_nb.sources.sample import sample
 __all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "whitened"]
 
 Floats = NDArray[np.float64]
+_FLOAT = np.dtype(np.float64)
 _FEW = 4 * BLOCK  # rows up to which NumPy is fast enough, so that no kernel is compiled for them
 _DERIVATIVES = 1_000_000  # numbers that a look at the derivatives may hold
 
@@ -87,13 +91,15 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
     if spread_rows(source) is not None:
         return _summarize_there(source, labels if check else [], backend)
+    known = _summary_of_few(source, check) if backend.name == "cpu" and source.n_rows <= _FEW else None
+    if known is not None:
+        return known
     parts, into = list[tuple[float, float, float]](), None
     n_rows, outputs, c = 0, 1, 0.0
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
             if n_rows == 0:
-                first, outputs = float(on_host(chunk.y[0][:1])[0]), len(chunk.y)
-                c = first if math.isfinite(first) else 0.0
+                c, outputs = _centre(chunk), len(chunk.y)
                 if source.n_rows > _FEW or not chunk.is_on_host:
                     into = Accumulator(1, 2)
                     kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
@@ -110,11 +116,16 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
         return _summary(source, (n_rows, outputs), c, found, check)
 
 
+def _centre(chunk: Chunk) -> float:
+    """The first y, unless it is not finite."""
+    first = float(on_host(chunk.y[0][:1])[0])
+    return first if math.isfinite(first) else 0.0
+
+
 def _summarize_there(source: Source, labels: Sequence[str], backend: Backend) -> DataSummary:
     """The same of rows on a cluster, which stay there."""
     row = next(iter(sample(source, [(0, 1)]).chunks()))
-    first, outputs = float(row.y[0][0]), len(row.y)
-    c = first if math.isfinite(first) else 0.0
+    c, outputs = _centre(row), len(row.y)
     engine = engine_over(backend, _constant(len(row.x), outputs), source)
     assert isinstance(engine, SpreadEngine)
     sums = engine.run(np.array([c]), 2, labels)
@@ -166,6 +177,25 @@ def _is_finite_there(column: Any, source: Source, backend: Backend) -> bool:
     alone = backend.put(Chunk(0, (column,), (column,)), source.dtype)
     backend.reduce(kernel, alone, np.zeros(1), 1, into)
     return math.isfinite(float(into.result().jtr[0]))
+
+
+def _summary_of_few(source: Source, check: bool) -> DataSummary | None:
+    """The same of one chunk of float64 from native code; None where it cannot, and where x is not finite."""
+    entry = compiled_run() if source.n_chunks == 1 else None
+    if entry is None:
+        return None
+    chunk = next(iter(source.chunks()))
+    columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+    for column in columns:
+        if column.dtype != _FLOAT:
+            return None
+    c, shape = _centre(chunk), (chunk.n_rows, len(chunk.y))
+    asked = (chunk.n_rows, len(chunk.x), len(chunk.y), chunk.w is not None, *[address_of(a) for a in columns])
+    task = (ctypes.c_int64 * len(asked))(*asked)
+    w = (ctypes.c_double * (moments.ODD + 1))(c)
+    entry.call(MOMENTS, ctypes.addressof(task), ctypes.addressof(w))
+    _, twice, above, weight, odd = w
+    return _summary(source, shape, c, (twice, above, weight), check) if odd == 0.0 else None
 
 
 def _moments(chunk: Chunk, c: float) -> Iterator[tuple[float, float, float]]:

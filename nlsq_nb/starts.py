@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +14,9 @@ from nlsq_nb.errors import NumericsError
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.driver import run
 from nlsq_nb.phases.state import FitState, StopReason
-from nlsq_nb.phases.trial import sums_of
 from nlsq_nb.plan import newton_phase
 
-__all__ = ["reason_of", "reduced_sse", "relaxed_sse", "short_fit"]
+__all__ = ["reason_of", "reduced_sse", "short_fit"]
 
 Floats = NDArray[np.float64]
 
@@ -43,29 +41,12 @@ def reduced_sse(state: FitState, part: DataObjective, theta: Floats, ridge: floa
         inf where the model is not finite.
     """
     sums = part(theta, 2 if state.separable.any() else 0)
-    return relaxed_sse(replace(state, theta=theta, sums=sums), ridge) if sums.is_finite else math.inf
-
-
-def relaxed_sse(state: FitState, ridge: float) -> float:
-    """The sse of a state with the linear parameters at their best.
-
-    Parameters
-    ----------
-    state : FitState
-        With finite sums, of order 2 where parameters are linear.
-    ridge : float
-        Relative ridge where the system of the linear parameters is numerically singular.
-
-    Returns
-    -------
-    float
-        ≥ 0.
-    """
-    sums = sums_of(state)
+    if not sums.is_finite:
+        return math.inf
     sse = sums.sse
     if state.separable.any():
         linear = eliminable(sums.jtj, state.separable)
-        room = (state.lower - state.theta, state.upper - state.theta)
+        room = (state.lower - theta, state.upper - theta)
         sse -= relax(sums.jtj, sums.jtr, linear, room, ridge).predicted
     return max(sse, 0.0)
 

@@ -19,7 +19,7 @@ from nlsq_nb.backends.objects import Entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel, block_triangle
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
-from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.chunk import Chunk, Resident, address_of
 from nlsq_nb.core.layout import BLOCK, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator, add_segments
@@ -219,7 +219,7 @@ class CpuBackend:
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
         if kernel.loss.is_robust:
             columns = (*columns, kernel.loss.numbers())
-        places = tuple([c.ctypes.data for c in columns])
+        places = tuple([address_of(c) for c in columns])
         return Resident(entry.address, places, chunk.n_rows, (entry, columns))
 
     def release(self) -> None:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chunk", "Resident", "on_host"]
+__all__ = ["Chunk", "Resident", "address_of", "on_host"]
+
+_in_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
+
+
+def address_of(column: NDArray[Any]) -> int:
+    """Where the numbers of a column begin.
+
+    Parameters
+    ----------
+    column : ndarray, shape (n,)
+        Contiguous, n > 0.
+
+    Returns
+    -------
+    int
+        The address, as long as the column lives.
+    """
+    try:
+        return ctypes.addressof(_in_buffer(column))  # a fraction of what `column.ctypes` takes
+    except TypeError:  # it cannot be written to
+        return column.ctypes.data
 
 
 def on_host(column: Any) -> NDArray[Any]:

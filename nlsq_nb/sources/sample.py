@@ -101,10 +101,10 @@ class SampleSource:
             for chunk in self._source.chunks():
                 lo, hi = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows)).tolist()
                 if lo < hi:
-                    yield _copy(chunk.host(), self._rows[lo:hi] - chunk.start)
+                    yield _picked(chunk.host(), self._rows[lo:hi] - chunk.start)
             return
         for run in runs:
-            yield _copy(run, slice(None))
+            yield _copy(run)
 
 
 @lru_cache(maxsize=4)
@@ -182,13 +182,20 @@ def batches(source: Source, n: int) -> list[SampleSource]:
     ]
 
 
-def _copy(chunk: Chunk, rows: slice | NDArray[np.int64]) -> Chunk:
-    """Rows of a chunk that outlive it."""
-    w = None if chunk.w is None else tuple(np.array(c[rows]) for c in chunk.w)
-    x, y = (tuple(np.array(c[rows]) for c in part) for part in (chunk.x, chunk.y))
-    return Chunk(chunk.start, x, y, w)
+def _picked(chunk: Chunk, rows: NDArray[np.int64]) -> Chunk:
+    """Some rows of a chunk, which outlive it."""
+    w = None if chunk.w is None else tuple(c.take(rows) for c in chunk.w)
+    return Chunk(chunk.start, tuple(c.take(rows) for c in chunk.x), tuple(c.take(rows) for c in chunk.y), w)
+
+
+def _copy(chunk: Chunk) -> Chunk:
+    """All rows of a chunk, which outlive it."""
+    w = None if chunk.w is None else tuple(c.copy() for c in chunk.w)
+    return Chunk(chunk.start, tuple(c.copy() for c in chunk.x), tuple(c.copy() for c in chunk.y), w)
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:
     """Pieces of columns, end to end."""
+    if len(parts) == 1:
+        return parts[0]
     return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))

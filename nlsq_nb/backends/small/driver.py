@@ -1,4 +1,4 @@
-"""The two iterative phases of a compiled small fit, and a look at many starts, behind one call."""
+"""The two iterative phases of a compiled small fit, and looks at many starts and at the data, behind one call."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from nlsq_nb.backends.small.layout import (
     GIVEN_SIGNAL,
     LINES,
     LOG,
+    MOMENTS,
     ONE,
     PLACE,
+    RELAXED,
     SCREENING,
     SIGNAL,
     SSE,
@@ -23,6 +25,7 @@ from nlsq_nb.backends.small.layout import (
     P,
     Y,
 )
+from nlsq_nb.backends.small.moments import moments
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.newton import GAVE_UP, SILENT, newton
 from nlsq_nb.backends.small.points import clear, enter, go, measure
@@ -32,9 +35,9 @@ __all__ = ["run"]
 
 
 @native
-def reduced_sse(task: Ints, w: Floats, at: int) -> float:
+def reduced_sse(task: Ints, w: Floats, at: int, sse: float) -> float:
     """The sse of a point with its linear parameters at their best, unless bounds or rounding forbid these."""
-    m, sse, change = task[M], measure(task, w, at), at + task[CHANGE]
+    m, change = task[M], at + task[CHANGE]
     if m == 0 or math.isinf(sse) or not is_trusted(task, w, at):
         return sse
     clear(task, w, at)
@@ -44,13 +47,14 @@ def reduced_sse(task: Ints, w: Floats, at: int) -> float:
 
 @native
 def screen(task: Ints, w: Floats) -> int:
-    """The reduced sse of every start: they are in the log, where other phases have θ."""
+    """The reduced sse of the first point, and of every start: they are in the log, where other phases have θ."""
     one, p = int(task[ONE]), int(task[P])
+    w[RELAXED] = reduced_sse(task, w, one, w[SSE])
     for k in range(task[LINES]):
         line = task[LOG] + k * (WIDTH + p)
         for i in range(p):
             w[one + i] = w[line + WIDTH + i]
-        w[line] = reduced_sse(task, w, one)
+        w[line] = reduced_sse(task, w, one, measure(task, w, one))
     w[TOLD] = task[LINES]
     return 0 if w[BROKEN] > 0.0 else 1
 
@@ -72,8 +76,10 @@ def run(phase: int, task: Ints, w: Floats) -> int:
     Returns
     -------
     int
-        The phase's stop, by its number in the module of the phase, 1 for a look at starts; 0 where it gave up.
+        The phase's stop, by its number in the module of the phase, 1 for a look; 0 where it gave up.
     """
+    if phase == MOMENTS:
+        return moments(task, w)
     if not enter(task, w):
         return GAVE_UP
     w[SIGNAL] = w[GIVEN_SIGNAL] if w[GIVEN_SIGNAL] > 0.0 else SILENT * w[SSE]

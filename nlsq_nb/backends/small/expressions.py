@@ -144,10 +144,12 @@ class Expressions(ast.NodeVisitor):
         return self._b.load(place)
 
     def visit_Call(self, node: ast.Call) -> Any:
-        """Of another function, of the kernel, or of what hardware can do."""
+        """Of another function, of the kernel, a number of the data, or what hardware can do."""
         name, values = ast.unparse(node.func), [self.visit(argument) for argument in node.args]
         if name in self._known or name == "call_kernel":
             return self._call(node, name, values)
+        if name == "column_value" and len(values) == 3:
+            return self._column_value(node, *values)
         known: dict[str, Callable[..., Any]] = {
             "int": lambda x: self._b.fptosi(x, INT) if x.type is FLOAT else self._cast(node, x, INT),
             "bool": lambda x: self._truth(node, x),
@@ -181,6 +183,12 @@ class Expressions(ast.NodeVisitor):
         spots = (self._b.gep(task, [table]), self._b.gep(w, [theta]), self._b.gep(w, [state]))
         arguments = [lo, hi, *(self._b.bitcast(spot, pointer) for spot in spots)]
         return self._b.sext(self._b.call(self._b.inttoptr(kernel, kind.as_pointer()), arguments), INT)
+
+    def _column_value(self, node: ast.Call, task: Any, place: Any, row: Any) -> Any:
+        if (task.type, place.type, row.type) != (ARRAYS[1], INT, INT):
+            raise self._fault(node)
+        column = self._b.inttoptr(self._b.load(self._b.gep(task, [place])), ARRAYS[0])
+        return self._b.load(self._b.gep(column, [row]))
 
     def _extreme(self, node: ast.Call, sign: str, values: list[Any]) -> Any:
         best = values[0]

@@ -23,6 +23,7 @@ __all__ = [
     "GAUSS_NEWTON",
     "JUDGED",
     "LBFGS",
+    "MOMENTS",
     "RESULTS",
     "SCREENING",
     "SETTINGS",
@@ -34,8 +35,8 @@ __all__ = [
     "layout",
 ]
 
-LBFGS, GAUSS_NEWTON, SCREENING = 1, 2, 3
-"""The phases, and a look at many starts."""
+LBFGS, GAUSS_NEWTON, SCREENING, MOMENTS = 1, 2, 3, 4
+"""The phases, a look at many starts, and one at the data, which has places of its own: see `moments`."""
 
 TAKEN_UP = 2
 """What `task` has at GIVEN where phase 2 goes on from a point that it has left: more than the sums is given."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KERNELS", "Floats", "Ints", "call_kernel", "native"]
+__all__ = ["COLUMNS", "KERNELS", "Floats", "Ints", "call_kernel", "column_value", "native"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -16,6 +16,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 KERNELS: dict[int, Callable[[int, int, Ints, Floats, Floats], int]] = {}
 """What stands for kernels where the functions run as Python: a number for each in the place of its address."""
+
+COLUMNS: dict[int, Floats] = {}
+"""The same for columns of the data."""
 
 
 def native(function: F) -> F:
@@ -60,3 +63,21 @@ def call_kernel(
         0 if it could.
     """
     return KERNELS[int(kernel)](int(lo), int(hi), task[table:], w[theta:], w[state:])
+
+
+def column_value(task: Ints, place: int, row: int) -> float:
+    """One number of the data; in native code read from where it is.
+
+    Parameters
+    ----------
+    task : ndarray of int
+        Has the address of the column at task[place]; here a key of `COLUMNS`.
+    place, row : int
+        Which column, and which row.
+
+    Returns
+    -------
+    float
+        The number.
+    """
+    return float(COLUMNS[int(task[place])][row])
