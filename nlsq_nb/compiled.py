@@ -33,8 +33,8 @@ __all__ = [
     "finish",
     "is_eligible",
     "is_plain",
+    "newton_settings",
     "reached",
-    "screen",
     "warmup_asked",
     "warmup_settings",
 ]
@@ -89,34 +89,6 @@ def advance(
     return state, events
 
 
-def screen(state: FitState, objective: DataObjective, starts: Floats) -> Floats | None:
-    """The sse of many starts, the linear parameters of each at their best.
-
-    Parameters
-    ----------
-    state : FitState
-        Of the fit, with the parameters to eliminate; its own point must be a good one.
-    objective : DataObjective
-        Its rows must be few and in memory; counts the passes.
-    starts : ndarray, shape (n, p)
-        Within the bounds.
-
-    Returns
-    -------
-    ndarray, shape (n,), or None
-        inf where the model is not finite; None where native code cannot tell.
-    """
-    rows = objective.resident() if _is_small(state) else None
-    if rows is None:
-        return None
-    run = NativeRun(state, rows, (0.0, 0.0, state.signal, *_UNUSED), (len(starts),))
-    found = run.screen(starts)
-    if not run.stop:
-        return None
-    objective.passes += int(run.found[at.PASSES])
-    return found
-
-
 def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
     """Whether native code knows a phase and takes the parameters of a state.
 
@@ -162,8 +134,26 @@ def _newton(
 
 
 def _newton_run(phase: GaussNewton, state: FitState, rows: Resident, tell: bool) -> NativeRun:
-    settings = (phase.tol, phase.initial_radius, state.signal, *_UNUSED)
-    return NativeRun(state, rows, settings, (phase.max_iterations if tell else 0, phase.max_iterations))
+    asked = (phase.max_iterations if tell else 0, phase.max_iterations)
+    return NativeRun(state, rows, newton_settings(phase, state.signal), asked)
+
+
+def newton_settings(phase: GaussNewton, signal: float) -> tuple[float, ...]:
+    """What `layout` has from SETTINGS to the bounds, for phase 2.
+
+    Parameters
+    ----------
+    phase : GaussNewton
+        What is to be run.
+    signal : float
+        Σ w y² of the rows.
+
+    Returns
+    -------
+    tuple of float
+        For `NativeRun`.
+    """
+    return (phase.tol, phase.initial_radius, signal, *_UNUSED)
 
 
 def finish(

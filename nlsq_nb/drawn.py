@@ -14,7 +14,8 @@ _WHOLE = 8192  # rows up to which the warm-up sees all data
 _SAMPLE, _SHARE = 16_384, 4  # of more it sees a quarter, but no more rows than these
 _ROWS_PER_PARAMETER = 1000  # and no fewer than these
 _THIN = 4  # of a sample a quarter leads near to where all of it leads
-_CHECKED = 1024  # rows on which an answer is compared with others
+_ALL_CHECKED = 4096  # rows up to which an answer is compared with others on all of them
+_CHECKED = 512  # and rows on which it is where there are more
 _CHECKED_PER_PARAMETER = 16
 
 
@@ -100,7 +101,7 @@ def rows_to_check(source: Source, options: Groups, n_params: int) -> Source:
         The same where they are few, else a part of them.
     """
     rows = max(_CHECKED, _CHECKED_PER_PARAMETER * n_params)
-    if source.n_rows <= 4 * rows:
+    if source.n_rows <= max(_ALL_CHECKED, rows):
         return source
     # a feature narrower than the distance of rows is lost, so they are not in runs
     return ScatteredSource(source, scattered_rows(source.n_rows, rows, options.setup.seed))

@@ -141,8 +141,25 @@ class NativeRun:
         self.go(at.SCREENING)
         return log[:, 0].copy()
 
+    def begin_at(self, start: NDArray[np.float64], scales: NDArray[np.float64], trials: int) -> None:
+        """Run phase 2 from another start, without a log.
+
+        Parameters
+        ----------
+        start : ndarray, shape (p,)
+            Within the bounds; the fit takes it for p0.
+        scales : ndarray, shape (p,)
+            Of z.
+        trials : int
+            Most of them.
+        """
+        p, one = self.shape.n_params, self.shape.one
+        np.concatenate((scales, start, start), out=self.w[one - 2 * p : one + p])
+        self.task[at.GIVEN], self.task[at.LINES], self.task[at.CEILING] = 0, 0, trials
+        self.go(at.GAUSS_NEWTON)
+
     def go_on(self, trials: int) -> None:
-        """Run phase 2 from where phase 1 ended, without a log.
+        """Run phase 2 from where the last phase ended, without a log.
 
         Parameters
         ----------
@@ -161,6 +178,11 @@ class NativeRun:
     def warmup_stop(self) -> WarmupStop | None:
         """How phase 1 ended; None where it gave up."""
         return _WARMUP_STOPS[self.stop]
+
+    def theta(self) -> NDArray[np.float64]:
+        """The parameters of the first record."""
+        one = self.shape.one
+        return self.w[one : one + self.shape.n_params].copy()
 
     def point(self, place: int, loss: float = math.inf) -> WarmupPoint:
         """A record."""

@@ -17,30 +17,29 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.attempts import Attempts, End, end_of
 from nlsq_nb.codegen.evaluate import evaluate
-from nlsq_nb.compiled import is_eligible, screen
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.elsewhere import Ground, common_part, rivals
 from nlsq_nb.drawn import rows_to_check
 from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
 from nlsq_nb.objective import DataObjective
-from nlsq_nb.phases.setup import depart, restart
+from nlsq_nb.phases.setup import depart
 from nlsq_nb.phases.state import FitState, StopReason
-from nlsq_nb.plan import check_objective, is_matrix_free, newton_phase
+from nlsq_nb.plan import check_objective, is_matrix_free
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Source
-from nlsq_nb.starts import reduced_sse, short_fit
 
 __all__ = ["Look", "look_at", "second_opinion"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 _MOST = 3  # times that a fit asks, each after the one before led to something lower
-_STARTS, _FITS, _STEPS = 64, 6, 30
-_FIRST_STEPS, _HOPEFUL = 10, 4.0  # trials after which a fit goes on only if its sse is below so many times the lowest
-_ROUGHLY = 1e-4  # relative offset of the short fits: it leaves 1e-8 of the sse
+_STARTS, _FITS = 64, 6
+_HOPEFUL = 4.0  # times the lowest sse: a short fit that is not below it soon is given up
 _FEWER_STARTS, _FEWER_FITS = 24, 3  # where every step takes Python
 _LARGEST = 64  # parameters beyond which such steps are too dear
+_TRIALS = 30  # who allows fewer wants no more of them
 _CHANCE, _CHANCE_OF_FEW = 11.3, 6.25  # the 99 % and 90 % points of χ² with three degrees of freedom
 _WEAK = 0.5  # share of the spread of y that is left where nothing much is explained
 _FEW, _POOR = 10, 0.01  # the same where there are so few degrees of freedom that no pattern shows
@@ -168,9 +167,9 @@ def second_opinion(
     # linear parameters are at their best in every comparison, however the fit itself treats them
     share = part.weight / objective.weight
     asked = replace(state, separable=np.array(look.linear) & state.free, signal=state.signal * share)
-    native = part.resident() is not None and is_eligible(newton_phase(options, len(state.theta)), asked)
-    n_starts, n_fits = (_STARTS, _FITS) if native else (_FEWER_STARTS, _FEWER_FITS)
-    if not _has_converged(state):  # without an answer more is to be gained
+    attempts, answer = Attempts(asked, options, part), end_of(state)
+    n_starts, n_fits = (_STARTS, _FITS) if attempts.native else (_FEWER_STARTS, _FEWER_FITS)
+    if not answer.converged:  # without an answer more is to be gained
         n_starts, n_fits = 2 * n_starts, 2 * n_fits
     emit(SecondOpinionAsked(look.doubts, n_starts, rows.n_rows))
     ground = Ground(
@@ -179,12 +178,13 @@ def second_opinion(
     )
     starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
     before, whole = part.passes, rows.n_rows == objective.source.n_rows
+    worth = attempts.screen(starts)
     # the answer is at its best on all rows, so it has to be fitted to a part of them too
-    here = asked if whole else short_fit(restart(asked, asked.theta), options, part, _STEPS, _ROUGHLY)
-    best = _best(options, asked, here, part, starts, n_fits)
-    least = _LOWER * _sse(here) if whole else _CLEARLY * _sse(best) / max(residuals.size - len(problem.p0), 1)
-    lower = _sse(here) - _sse(best) > least
-    sse, seconds = _sse(best) * (objective.weight / part.weight), time.perf_counter() - begin
+    here = answer if whole else attempts.fit(state.theta)
+    best = _best(attempts, asked, here, starts, worth, n_fits)
+    least = _LOWER * here.sse if whole else _CLEARLY * best.sse / max(residuals.size - len(problem.p0), 1)
+    lower = here.sse - best.sse > least
+    sse, seconds = best.sse * (objective.weight / part.weight), time.perf_counter() - begin
     emit(SecondOpinionGiven(sse, lower, part.passes - before, seconds))
     return depart(state, best.theta) if lower else None
 
@@ -196,8 +196,8 @@ def _may_ask(options: Groups, state: FitState) -> bool:
         return False
     if is_matrix_free(options, p) or p > _LARGEST:
         return False
-    if state.stop is StopReason.MAX_ITERATIONS:  # who allows fewer trials wants no more
-        return options.gauss_newton.max_iterations >= _STEPS
+    if state.stop is StopReason.MAX_ITERATIONS:
+        return options.gauss_newton.max_iterations >= _TRIALS
     return state.stop.success or state.stop in _DOUBTFUL
 
 
@@ -257,24 +257,16 @@ def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[F
     return x, residuals
 
 
-def _best(
-    options: Groups, asked: FitState, here: FitState, part: DataObjective, starts: Floats, n_fits: int
-) -> FitState:
+def _best(attempts: Attempts, asked: FitState, here: End, starts: Floats, worth: Floats, n_fits: int) -> End:
     """Where the lowest of the short fits ended, the answer's own included."""
-    found = screen(asked, part, starts)
-    if found is None:
-        ridge = options.gauss_newton.ridge
-        found = np.array([reduced_sse(asked, part, start, ridge) for start in starts])
-    best, agreeing = here, int(_has_converged(asked))
-    for row in islice(_chosen(asked, starts, found), n_fits):
-        end = short_fit(restart(asked, starts[row]), options, part, _FIRST_STEPS, _ROUGHLY)
-        if end.stop is StopReason.MAX_ITERATIONS and _sse(end) < _HOPEFUL * _sse(best):
-            end = short_fit(replace(end, stop=None), options, part, _STEPS - _FIRST_STEPS, _ROUGHLY)
-        if _sse(end) < _sse(best) * (1.0 - _LOWER):
-            best, agreeing = end, int(_has_converged(end))
-        elif _sse(end) <= _sse(best) * (1.0 + _LOWER):
-            best = min(best, end, key=_sse)
-            agreeing += row > 0 and _has_converged(end)  # that p0 leads there says nothing new
+    best, agreeing = here, int(here.converged)
+    for row in islice(_chosen(asked, starts, worth), n_fits):
+        end = attempts.fit(starts[row], _HOPEFUL * best.sse)
+        if end.sse < best.sse * (1.0 - _LOWER):
+            best, agreeing = end, int(end.converged)
+        elif end.sse <= best.sse * (1.0 + _LOWER):
+            best = min(best, end, key=lambda end: end.sse)
+            agreeing += row > 0 and end.converged  # that p0 leads there says nothing new
         if agreeing >= _AGREEING:
             break
     return best
@@ -295,11 +287,3 @@ def _is_near(points: Floats, other: Floats) -> Mask:
     """Which points differ from another one in no parameter by much."""
     apart = np.abs(points - other) > _APART * (np.abs(points) + np.abs(other))
     return np.asarray(~apart.any(axis=1))
-
-
-def _has_converged(state: FitState) -> bool:
-    return state.stop is not None and state.stop.success
-
-
-def _sse(state: FitState) -> float:
-    return math.inf if state.sums is None or not state.sums.is_finite else state.sums.sse

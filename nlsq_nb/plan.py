@@ -294,7 +294,9 @@ def check_objective(
     """
     if rows is objective.sample.source:
         return objective.sample
-    return _over(problem, rows, options, backend, lambda _: None)
+    engine = _engine_of(problem, rows, backend, lambda _: None)
+    # a start at which the model is not finite is one of many
+    return DataObjective(engine, problem.model.n_params, lambda _: None, penalty=penalty_of(options, rows.n_rows))
 
 
 def _over(

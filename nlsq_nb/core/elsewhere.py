@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Places = NDArray[np.intp]
 _LAGS = 3
+_KINDS = 5  # of starts
 _SMOOTH = 5  # rows over which the residuals of a place are averaged
 _NEAR, _FAR, _WIDE = 1.5, 6.0, 20.0  # largest factors between a start and what it is drawn around
 _MIRRORED = 0.125  # share of starts on the other side of zero
@@ -103,73 +104,92 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     moves = np.flatnonzero(ground.moves)
     if n == 1 or not len(moves):
         return points
-    drawn = _drawn(n - 1, len(moves), seed)
-    unit, row, spare = drawn[:, :-2], drawn[:, -2:-1], drawn[:, -1:]
+    draw = _draw(n - 1, tuple(moves.tolist()), seed)
     first, found, lower, upper = (part[moves] for part in (ground.first, ground.found, ground.lower, ground.upper))
-    starts = np.empty_like(unit)
-    # the first two kinds, each in its turn
-    placed = _placed(ground, moves, unit, row, spare)
-    keeps = (spare + 0.5 * moves + 7.0 * unit) % 1.0 < 0.5
-    starts[0::5], starts[1::5] = placed[0::5], np.where(keeps, found, placed)[1::5]
-    starts[2::5], starts[3::5] = _around(first, unit[2::5], _NEAR), _around(found, unit[3::5], _FAR)
-    starts[4::5] = _everywhere((first, lower, upper), unit[4::5], spare[4::5])
+    middle = np.where(draw.from_first, first, found)
+    starts = middle * draw.factors
+    if 0.0 in first or 0.0 in found:
+        starts = np.where(middle == 0.0, draw.shifts, starts)
+    _place(ground, moves, draw, starts)
+    starts[1::_KINDS] = np.where(draw.keeps, found, starts[1::_KINDS])
+    if (boxed := np.isfinite(upper - lower)).any():
+        starts[4::_KINDS, boxed] = scale_samples(draw.unit[4::_KINDS, boxed], lower[boxed], upper[boxed])
     points[1:, moves] = _inside(starts, lower, upper)
     points[0] = _inside(points[0], ground.lower, ground.upper)
     return points
 
 
+@dataclass(frozen=True, slots=True)
+class _Draw:
+    """What starts of the five kinds have at random, whatever they are drawn around.
+
+    Attributes
+    ----------
+    unit : ndarray, shape (n, d)
+        Quasi-random numbers.
+    from_first : ndarray of bool, shape (n, 1)
+        Whether a start is drawn around p0.
+    factors, shifts : ndarray, shape (n, d)
+        What its middle is multiplied by, and where it is if its middle is 0.
+    chances : ndarray, shape (k, d)
+        Which rows the places of the first two kinds are at: shares of the rows' summed chances.
+    keeps : ndarray of bool, shape (k', d)
+        Which parameters keep their answers in the second.
+    """
+
+    unit: Floats
+    from_first: Mask
+    factors: Floats
+    shifts: Floats
+    chances: Floats
+    keeps: Mask
+
+
 @lru_cache(maxsize=16)
-def _drawn(n: int, d: int, seed: int) -> Floats:
-    """Quasi-random numbers: for each of d parameters, for a row, and to spare; the same array for the same numbers."""
-    drawn = kronecker_sample(n, d + 2, seed=seed)
-    drawn.setflags(write=False)
-    return drawn
+def _draw(n: int, moves: tuple[int, ...], seed: int) -> _Draw:
+    """Quasi-random numbers for each parameter, for a row, and to spare; the same object for the same numbers."""
+    drawn = kronecker_sample(n, len(moves) + 2, seed=seed)
+    unit, row, spare = drawn[:, :-2], drawn[:, -2:-1], drawn[:, -1:]
+    kind = np.arange(n)[:, np.newaxis] % _KINDS
+    reach = 2.0 * unit - 1.0
+    sign = np.where((kind == 4) & (spare < _MIRRORED), -1.0, 1.0)
+    return _Draw(
+        unit,
+        np.where(kind < 2, spare < 0.5, kind != 3),
+        sign * np.choose(kind, (_FAR, _FAR, _NEAR, _FAR, _WIDE)) ** reach,
+        sign * reach,
+        # two places of one start are not the same
+        ((row + unit) % 1.0)[kind[:, 0] < 2],
+        ((spare + 0.5 * np.array(moves) + 7.0 * unit) % 1.0 < 0.5)[1::_KINDS],
+    )
 
 
-def _placed(ground: Ground, moves: Places, unit: Floats, row: Floats, spare: Floats) -> Floats:
-    """Starts with possible places at rows, and the rest around p0 or the answer."""
-    points = _around(np.where(spare < 0.5, ground.first[moves], ground.found[moves]), unit, _FAR)
-    columns = [_column_of(ground, j) for j in moves.tolist()]
-    if all(column is None for column in columns):
-        return points
+def _place(ground: Ground, moves: Places, draw: _Draw, starts: Floats) -> None:
+    """Move possible places of the first two kinds of starts to rows."""
+    columns = _columns_of(ground, moves)
+    if not columns:
+        return
     n = len(ground.residuals)
-    kernel = np.ones(min(_SMOOTH, n)) / min(_SMOOTH, n)
+    kernel = np.full(min(_SMOOTH, n), 1.0 / min(_SMOOTH, n))
     chance = np.convolve(ground.residuals, kernel, mode="same") ** 2
     total = float(chance.sum())
-    chance = chance / total if 0.0 < total < math.inf else np.zeros(n)
-    steps = np.cumsum((1.0 - _EVERYWHERE) * chance + _EVERYWHERE / n)
-    # two places of one start are not the same
-    chosen = np.minimum(np.searchsorted(steps, steps[-1] * ((row + unit) % 1.0)), n - 1)
-    for k, column in enumerate(columns):
-        if column is not None:
-            points[:, k] = column[chosen[:, k]]
-    return points
+    chance = chance * ((1.0 - _EVERYWHERE) / total) if 0.0 < total < math.inf else np.zeros(n)
+    steps = (chance + _EVERYWHERE / n).cumsum()
+    chosen = np.minimum(steps.searchsorted(steps[-1] * draw.chances), n - 1)
+    for k, column in columns:
+        places = column[chosen[:, k]]
+        starts[0::_KINDS, k], starts[1::_KINDS, k] = places[0::2], places[1::2]
 
 
-def _column_of(ground: Ground, j: int) -> Floats | None:
-    """The independent variable in whose range a parameter began or ended."""
-    values = (float(ground.first[j]), float(ground.found[j]))
-    ranges = [(float(column.min()), float(column.max()), column) for column in ground.columns]
-    for value in values:
-        for low, high, column in ranges:
-            if column[0] != column[-1] and low <= value <= high:
-                return column
-    return None
-
-
-def _around(middle: Floats, unit: Floats, factor: float) -> Floats:
-    """Points whose entries are a middle times up to a factor, or over it; around 0 within ±1."""
-    scaled = middle * factor ** (2.0 * unit - 1.0)
-    return np.where(middle == 0.0, 2.0 * unit - 1.0, scaled)
-
-
-def _everywhere(box: tuple[Floats, Floats, Floats], unit: Floats, spare: Floats) -> Floats:
-    """Points far around p0, or all over the bounds."""
-    first, lower, upper = box
-    points = np.where(spare < _MIRRORED, -1.0, 1.0) * _around(first, unit, _WIDE)
-    if (boxed := np.isfinite(upper - lower)).any():
-        points[:, boxed] = scale_samples(unit[:, boxed], lower[boxed], upper[boxed])
-    return points
+def _columns_of(ground: Ground, moves: Places) -> list[tuple[int, Floats]]:
+    """The parameters that began or ended in the range of an independent variable, and that variable."""
+    ranges = [(float(c.min()), float(c.max()), c) for c in ground.columns if c[0] != c[-1]]
+    found = []
+    for k, values in enumerate(zip(ground.first[moves].tolist(), ground.found[moves].tolist(), strict=True)):
+        within = (column for value in values for low, high, column in ranges if low <= value <= high)
+        if (column := next(within, None)) is not None:
+            found.append((k, column))
+    return found
 
 
 def _inside(points: Floats, lower: Floats, upper: Floats) -> Floats:

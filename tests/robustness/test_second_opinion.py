@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
-from nlsq_nb import Model, StopFit, compiled, curve_fit, fitting, opinion
-from nlsq_nb.compiled import screen
+from nlsq_nb import Model, StopFit, attempts, compiled, curve_fit, fitting, opinion
+from nlsq_nb.attempts import Attempts
+from nlsq_nb.native_run import NativeRun
 from nlsq_nb.phases.state import StopReason
-from nlsq_nb.starts import reduced_sse
 
 PEAK = Model("h*exp(-((x - m)/w)**2/2) + b")
 TRUTH, START = (12.0, 7.4, 0.34, 1.0), [7.0, 4.8, 0.32, 0.6]
@@ -98,7 +98,7 @@ def test_ctrl_c_while_an_opinion_is_formed_gives_the_answer_so_far(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opinion, "screen", interrupt)
+    monkeypatch.setattr(Attempts, "screen", interrupt)
     result = curve_fit(PEAK, X, Y, START)
     assert result.status is StopReason.INTERRUPTED
     assert result.sse == pytest.approx(curve_fit(PEAK, X, Y, START, second_opinion=False).sse)
@@ -160,22 +160,68 @@ def test_bounds_are_kept():
 
 @pytest.mark.parametrize("text", ["h*exp(-((x - m)/w)**2/2) + b", "sqrt(abs(h))*exp(-((x - m)/w)**2/2)"])
 def test_starts_are_screened_as_step_by_step(text, monkeypatch):
-    seen = []
+    seen, screen = [], Attempts.screen
 
-    def both(state, part, starts):
-        found = screen(state, part, starts)
-        assert found is not None
-        seen.append((found, [reduced_sse(state, part, start, 1e-10) for start in starts]))
+    def both(tried, starts):
+        assert tried.native
+        found = screen(tried, starts)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tried, "_rows", None)
+            seen.append((found, screen(tried, starts)))
         return found
 
-    monkeypatch.setattr(opinion, "screen", both)
+    monkeypatch.setattr(Attempts, "screen", both)
     start = START[: Model(text).n_params]
     curve_fit(text, X, Y, start, second_opinion=True)
     for native, expected in seen:
-        assert (native > np.array(expected) * (1.0 - 1e-6)).all()
+        assert (native > expected * (1.0 - 1e-6)).all()
         # where a peak is between the rows its height is not determined, which native code leaves at that
         assert np.mean(np.isclose(native, expected, rtol=1e-6)) > 0.8
     assert seen
+
+
+def test_short_fits_end_as_step_by_step(monkeypatch):
+    seen, fit = [], Attempts.fit
+
+    def both(tried, start, hopeful=np.inf):
+        found = fit(tried, start, hopeful)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tried, "_run", None)
+            seen.append((found, fit(tried, start, hopeful)))
+        return found
+
+    monkeypatch.setattr(Attempts, "fit", both)
+    curve_fit(PEAK, X, Y, START)
+    assert len(seen) >= 3
+    for native, general in seen:
+        assert native.converged == general.converged
+        assert native.sse == pytest.approx(general.sse, rel=1e-6)
+
+
+def test_what_native_code_leaves_goes_on_only_where_it_is_hopeful(monkeypatch):
+    def leave(run, *given):
+        begin_at(run, *given)
+        run.stop = 0
+
+    def count(*given):
+        general.append(given)
+        return short_fit(*given)
+
+    def both(tried, starts):
+        found = screen(tried, starts)
+        for hopeful in (0.0, np.inf):
+            tried.fit(starts[0], hopeful)
+            counts.append(len(general))
+        return found
+
+    general, counts = [], []
+    begin_at, screen, short_fit = NativeRun.begin_at, Attempts.screen, attempts.short_fit
+    monkeypatch.setattr(NativeRun, "begin_at", leave)
+    monkeypatch.setattr(attempts, "short_fit", count)
+    monkeypatch.setattr(Attempts, "screen", both)
+    curve_fit(PEAK, X, Y, START)
+    assert counts[0] == 0
+    assert counts[1] > 0
 
 
 def test_steps_in_python_lead_to_the_same_optimum(monkeypatch):
