@@ -39,7 +39,7 @@ def values_in(p0: Any) -> int | None:
     """How many values a start has; None without one."""
     if p0 is None:
         return None
-    return len(p0) if isinstance(p0, (Mapping, list, tuple)) else int(np.size(p0))
+    return len(p0) if isinstance(p0, (Mapping, list, tuple)) else numeric(p0, "p0").size
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from nlsq_nb.arguments import FitCall, read_bounds, read_loss, read_start, rows_
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import is_on_device, is_table
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
-from nlsq_nb.core.whitening import Whitening
+from nlsq_nb.core.whitening import Whitening, is_covariance
 from nlsq_nb.engines.dask import cluster_of
 from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.engines.spread import Cluster, spread
@@ -106,10 +106,9 @@ def read_problem(
         call = replace(call, source=replace(call.source, client=getattr(cluster, "client", None)))
     n_start = values_in(call.p0)
     there = call.source is None and is_on_device(call.x, call.y)
-    if there and (omit or group_weights is not None):
+    if there and group_weights is not None:
         raise UnsupportedOption(
-            "nan_policy='omit' and residual weights work on host arrays; copy the data with .get(), and "
-            "give backend='cuda'"
+            "residual weights work on host arrays; copy the data with .get(), and give backend='cuda'"
         )
     if call.source is not None:
         x, rows = _first_row(call.source), 1
@@ -128,7 +127,7 @@ def read_problem(
             "covariance_method='qr' with a robust loss: its covariance is a sandwich of sums; leave it 'auto'"
         )
     if there:
-        source = _device_source(call, model, options)
+        source = _device_source(call, model, options, omit=omit)
     else:
         source = _source(call, options, model, omit, group_weights, whole, cluster)  # last: it may read all rows
     whitening = getattr(source, "whitening", None)
@@ -174,17 +173,24 @@ def _source(
     return source
 
 
-def _device_source(call: FitCall, model: Model, options: Groups) -> Source:
+def _device_source(call: FitCall, model: Model, options: Groups, *, omit: bool) -> Source:
     """The rows of arrays of which some are on a device."""
     from nlsq_nb.backends.cuda.columns import read_rows, to_host  # there is CUDA only where there are such arrays
 
     def weights(shape: tuple[int, ...]) -> Floats | None:
-        return None if call.sigma is None else weights_from_sigma(checked_sigma(to_host(call.sigma, "sigma"), shape))
+        if call.sigma is None:
+            return None
+        sigma = to_host(call.sigma, "sigma")
+        if is_covariance(sigma, shape):
+            raise UnsupportedOption(
+                "a covariance matrix as sigma needs host arrays; copy the data with .get(), and give backend='cuda'"
+            )
+        return weights_from_sigma(checked_sigma(sigma, shape))
 
-    rows = read_rows(call.x, call.y, weights, model.x, model.n_outputs, options.data.precision)
-    return DeviceSource(
-        rows.x, rows.y, rows.w, rows.dtype, chunk_rows=options.data.chunk_rows, resident=options.data.loop
-    )
+    o = options.data
+    rows = read_rows(call.x, call.y, weights, model.x, model.n_outputs, o.precision, omit=omit)
+    columns = rows.x, rows.y, rows.w, rows.dtype
+    return DeviceSource(*columns, n_omitted=rows.n_omitted, chunk_rows=o.chunk_rows, resident=o.loop)
 
 
 def _outline(data: Any) -> Any:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.columns import is_table
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.errors import DataError
@@ -98,27 +97,6 @@ class Residuals:
             found = float(np.sum(self.whitening.apply(joined.ravel()) ** 2))
         self._require_unchanged(found)
         return self._shaped(joined)
-
-    def values(self, x: Any) -> Any:
-        """Model values at other rows, which lie on a device.
-
-        Parameters
-        ----------
-        x : array or sequence or mapping of arrays
-            As for the fit.
-
-        Returns
-        -------
-        array on the device
-            (n,), or (m, n) for m outputs.
-        """
-        from nlsq_nb.backends.cuda.columns import read_rows  # there is CUDA only where there are such arrays
-
-        one = next(iter(x.values())) if is_table(x) else x[0] if isinstance(x, (list, tuple)) else x
-        y = np.broadcast_to(0.0, (self.model.n_outputs, max(one.shape)))
-        rows = read_rows(x, y, lambda _: None, self.model.x, self.model.n_outputs, "auto")
-        chunk = Chunk(0, rows.x, rows.y)
-        return self._shaped(self.backend.rows(self.model.program, "values", chunk, self.theta))
 
     def drawn(self, at_most: int) -> tuple[Floats, Floats, Floats]:
         """Some rows for a picture, evenly spaced.

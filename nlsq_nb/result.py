@@ -145,7 +145,10 @@ class FitResult(DerivedValues):
         """The numbers without the data, so that results can be sent between processes."""
         known = self.streaming_diagnostics
         left = {"_diagnose": None, "_residuals": None, "_refit": None}
-        return {**vars(self), "streaming_diagnostics": known, **left}
+        state = {**vars(self), "streaming_diagnostics": known, **left}
+        if is_on_device(state.get("fun")):
+            del state["fun"]
+        return state
 
     # -- what needs the data ----------------------------------------------------------------
     @cached_property
@@ -282,7 +285,10 @@ class FitResult(DerivedValues):
         if is_on_device(x):
             if band is not None:
                 raise UnsupportedOption("a band is computed from host arrays; give x.get()")
-            return self._of_the_data().values(x)
+            from nlsq_nb.backends.cuda.backend import CudaBackend  # there is CUDA only where there are such arrays
+
+            found = CudaBackend().values(self.model.program, x, self.model.x, self.popt)
+            return found if self.model.n_outputs > 1 else found[0]
         if band is None:
             return np.asarray(self.model(x, *self.popt))
         return band_of(self, x, band, kind, sigma)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -14,6 +14,7 @@ from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import DataError
 
 __all__ = [
+    "ALL_OMITTED",
     "in_blocks",
     "is_on_device",
     "is_table",
@@ -22,11 +23,14 @@ __all__ = [
     "split_columns",
     "split_grouped",
     "split_outputs",
+    "storage_dtype",
     "table_names",
 ]
 
-_SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
+ALL_OMITTED = "nan_policy='omit' leaves no row: every row has a non-finite value"
+"""What is said wherever rows may be left out."""
 
+_SCAN = 64 * BLOCK  # rows looked at at once: small temporaries
 
 _DEVICES = {2, 13}  # DLPack's kinds of CUDA memory: kDLCUDA, kDLCUDAManaged
 
@@ -48,7 +52,7 @@ def is_on_device(*values: Any) -> bool:
     for value in values:
         if isinstance(value, np.ndarray) or value is None:
             continue
-        if hasattr(value, "__cuda_array_interface__"):
+        if _has_interface(value):
             return True
         if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DEVICES:
             return True
@@ -58,6 +62,13 @@ def is_on_device(*values: Any) -> bool:
         elif isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]) and is_on_device(value[0]):
             return True
     return False
+
+
+def _has_interface(value: Any) -> bool:
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except RuntimeError:  # PyTorch, for a tensor that requires a gradient: whoever reads it says so
+        return True
 
 
 def numeric(values: Any, field: str) -> NDArray[Any]:
@@ -111,6 +122,10 @@ def _as_array(values: Any, field: str) -> NDArray[Any]:
     if isinstance(values, (Iterator, AbstractSet)):
         kind = type(values).__name__
         raise DataError(f"{field} is a {kind}, which has no length or no order; give list(...) of it")
+    if is_on_device(values):
+        raise DataError(
+            f"{field} is on a GPU, where it is not read here: copy it to the host, or give xdata and ydata there too"
+        )
     try:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
@@ -287,6 +302,27 @@ def _same_length(
                 f"column {names[0]!r} has shape {columns[0].shape}"
             )
     return tuple(columns)
+
+
+def storage_dtype(dtypes: Iterable[np.dtype[Any]], precision: str) -> np.dtype[Any]:
+    """What columns are stored as.
+
+    Parameters
+    ----------
+    dtypes : iterable of numpy.dtype
+        Of x and y.
+    precision : {"float64", "float32", "auto"}
+        As configured.
+
+    Returns
+    -------
+    numpy.dtype
+        float32 when asked for, or under auto when all columns are; else float64.
+    """
+    single = precision == "float32" or (
+        precision == "auto" and all(d.kind == "f" and d.itemsize == 4 for d in dtypes)
+    )
+    return np.dtype(np.float32 if single else np.float64)
 
 
 def in_blocks(column: NDArray[Any]) -> Iterator[NDArray[Any]]:

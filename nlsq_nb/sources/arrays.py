@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.columns import split_columns, split_grouped, split_outputs
+from nlsq_nb.core.columns import ALL_OMITTED, split_columns, split_grouped, split_outputs, storage_dtype
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.whitening import is_covariance, whitening_from
 from nlsq_nb.errors import DataError, UnsupportedOption
 from nlsq_nb.sources.reading import Columns, ColumnsReader, ViewsReader, mappings
-from nlsq_nb.sources.rows import is_ready, storage_dtype
+from nlsq_nb.sources.rows import is_ready
 from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma
 
 __all__ = ["ArraySource"]
@@ -141,7 +141,7 @@ class ArraySource:
                 keep[rows] &= np.isfinite(column)
         dropped = len(keep) - int(np.count_nonzero(keep))
         if dropped == len(keep):
-            raise DataError("nan_policy='omit' leaves no row: every row has a non-finite value")
+            raise DataError(ALL_OMITTED)
         if dropped:
             old = self._columns
             x, y = (tuple(c[keep] for c in part) for part in (old.x, old.y))

@@ -8,9 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.columns import is_table, numeric, split_columns, split_grouped, split_outputs, table_names
+from nlsq_nb.core.columns import (
+    is_table,
+    numeric,
+    split_columns,
+    split_grouped,
+    split_outputs,
+    storage_dtype,
+    table_names,
+)
 from nlsq_nb.errors import DataError
-from nlsq_nb.sources.rows import Reading, RowFormat, storage_dtype
+from nlsq_nb.sources.rows import Reading, RowFormat
 from nlsq_nb.sources.weights import checked_sigma
 
 __all__ = ["BatchReader", "first_row", "parts_of"]

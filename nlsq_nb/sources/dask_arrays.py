@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from nlsq_nb.core.columns import storage_dtype
 from nlsq_nb.errors import DataError, SourceError, UnsupportedOption
 from nlsq_nb.sources.ahead import Column
 from nlsq_nb.sources.dask_blocks import ComputedSource, ComputedStore, DaskField
-from nlsq_nb.sources.rows import Reading, RowFormat, storage_dtype
+from nlsq_nb.sources.rows import Reading, RowFormat
 from nlsq_nb.sources.stream import chunk_length
 
 __all__ = ["DaskArrays", "is_dask"]

@@ -26,6 +26,8 @@ class DeviceSource:
         Weights.
     dtype : numpy.dtype
         Storage dtype of all of them.
+    n_omitted : int
+        Rows that were dropped.
     chunk_rows : int
         Rows per chunk, rounded up to whole blocks, with `resident="loop"`.
     resident : {"auto", "scan", "loop"}
@@ -35,15 +37,25 @@ class DeviceSource:
     ----------
     dtype : numpy.dtype
         Storage dtype.
+    n_omitted : int
+        Rows that were dropped.
     """
 
     revision = 0
 
     def __init__(
-        self, x: Columns, y: Columns, w: Columns | None, dtype: np.dtype[Any], *, chunk_rows: int, resident: str
+        self,
+        x: Columns,
+        y: Columns,
+        w: Columns | None,
+        dtype: np.dtype[Any],
+        *,
+        n_omitted: int = 0,
+        chunk_rows: int,
+        resident: str,
     ) -> None:
         self._whole = Chunk(0, x, y, w, lasting=True)
-        self.dtype = dtype
+        self.dtype, self.n_omitted = dtype, n_omitted
         self._step = -(-(chunk_rows if resident == "loop" else self.n_rows) // BLOCK) * BLOCK
 
     @property

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.columns import storage_dtype
 from nlsq_nb.errors import DataError, SourceError
 from nlsq_nb.sources.ahead import Column, Rooms, StoredRows
 from nlsq_nb.sources.hdf5_file import Field, HDF5Fields
 from nlsq_nb.sources.iterated import IteratedRows
-from nlsq_nb.sources.rows import Reading, RowFormat, storage_dtype
+from nlsq_nb.sources.rows import Reading, RowFormat
 from nlsq_nb.sources.stream import StreamSource, chunk_length
 
 __all__ = ["HDF5Source"]

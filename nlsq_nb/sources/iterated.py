@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.columns import ALL_OMITTED
 from nlsq_nb.errors import DataError, SourceError
 from nlsq_nb.sources.ahead import StoredRows
 from nlsq_nb.sources.batches import BatchReader, first_row
@@ -370,5 +371,5 @@ def _unreadable(error: OSError) -> SourceError:
 
 def _empty(omitted: int) -> DataError:
     if omitted:
-        return DataError("nan_policy='omit' leaves no row: every row has a non-finite value")
+        return DataError(ALL_OMITTED)
     return DataError("the iterator gave no rows; one that was read before has to be made anew")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma, weights_from_sigma
 
-__all__ = ["Buffers", "Reading", "RowFormat", "in_frames", "is_ready", "storage_dtype"]
+__all__ = ["Buffers", "Reading", "RowFormat", "in_frames", "is_ready"]
 
 Floats = NDArray[np.float64]
 Arrays = tuple[NDArray[Any], ...]
@@ -217,27 +217,6 @@ def is_ready(column: NDArray[Any], dtype: np.dtype[Any]) -> bool:
     """
     flags = column.flags
     return column.dtype == dtype and flags.c_contiguous and flags.aligned
-
-
-def storage_dtype(dtypes: Iterable[np.dtype[Any]], precision: str) -> np.dtype[Any]:
-    """What columns are stored as.
-
-    Parameters
-    ----------
-    dtypes : iterable of numpy.dtype
-        Of x and y.
-    precision : {"float64", "float32", "auto"}
-        As configured.
-
-    Returns
-    -------
-    numpy.dtype
-        float32 when asked for, or under auto when all columns are; else float64.
-    """
-    single = precision == "float32" or (
-        precision == "auto" and all(d.kind == "f" and d.itemsize == 4 for d in dtypes)
-    )
-    return np.dtype(np.float32 if single else np.float64)
 
 
 def in_frames(

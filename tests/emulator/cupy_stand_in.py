@@ -16,11 +16,28 @@ import numpy as np
 
 from .driver import Driver, Transfer
 
-__all__ = ["ImplicitTransfer", "make_cupy"]
+__all__ = ["Exported", "ImplicitTransfer", "make_cupy"]
+
+
+_OF_THE_SHAPE = {np.ndim, np.shape, np.size}
 
 
 class ImplicitTransfer(TypeError):
     """Something would have moved between host and device unasked."""
+
+
+class Exported:
+    """An array of another library: DLPack on a CUDA device and nothing else."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.shape = held, held.shape
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """A CUDA device."""
+        return 2, 0
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("the stand-in takes what is held")
 
 
 def make_cupy(driver: Driver) -> types.ModuleType:  # noqa: C901 - one class and the module around it
@@ -50,6 +67,7 @@ def make_cupy(driver: Driver) -> types.ModuleType:  # noqa: C901 - one class and
             self.strides = np.empty(self.shape, self.dtype).strides
             self.size, self.ndim = int(np.prod(self.shape, dtype=int)), len(self.shape)
             self.nbytes = self.size * self.dtype.itemsize
+            self.owner = self  # nothing is to be freed
             found = driver.allocate(max(self.nbytes, 1)) if pointer is None else pointer
             if found is None:
                 raise OutOfMemoryError(f"{self.nbytes} bytes")
@@ -109,7 +127,12 @@ def make_cupy(driver: Driver) -> types.ModuleType:  # noqa: C901 - one class and
         def _refuse(self, *args: Any, **named: Any) -> Any:
             raise ImplicitTransfer("an array on the device was to be converted implicitly")
 
-        __array__ = __array_ufunc__ = __array_function__ = __float__ = __int__ = __bool__ = __index__ = _refuse
+        def __array_function__(self, function: Any, types: Any, args: Any, named: Any) -> Any:
+            if function in _OF_THE_SHAPE:
+                return function(np.broadcast_to(0.0, self.shape), *args[1:], **named)
+            return self._refuse()
+
+        __array__ = __array_ufunc__ = __float__ = __int__ = __bool__ = __index__ = _refuse
         __iter__ = __add__ = __sub__ = __mul__ = tolist = item = _refuse
 
     def asarray(values: Any, dtype: Any = None) -> Any:

@@ -2,7 +2,8 @@
 
 The real host code of numba-cuda runs on it. Device memory is one range of addresses that the host may not touch
 while no device operation runs: a stray access is a segmentation fault. Asynchronous work waits in its stream until
-something forces it, so a missing synchronisation gives a wrong result every time, not now and then.
+something forces it, so a missing synchronisation gives a wrong result every time, not now and then. Threads of the
+host enter one at a time, and each has its own stack of current devices.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,6 +95,8 @@ class Driver:
         Bytes that one allocation can have, as when free memory is in pieces.
     error : Exception or None
         The first one of an entry point; C sees a code only.
+    lock : lock
+        Held by whoever is in the driver; device memory may be touched by one thread at a time.
     """
 
     def __init__(
@@ -117,12 +121,19 @@ class Driver:
         self.events: dict[int, Event] = {}
         self.libraries: dict[int, str] = {}
         self.kernels: dict[int, tuple[str, str]] = {}
-        self.contexts: list[int] = []  # the stack of current devices
+        self.lock = threading.RLock()
+        self._own = threading.local()
 
     def forget(self) -> None:
         """Begin a new ledger."""
         self.ledger.clear()
         self.counts.clear()
+
+    @property
+    def contexts(self) -> list[int]:
+        """This thread's stack of current devices."""
+        own: dict[str, list[int]] = self._own.__dict__
+        return own.setdefault("contexts", [])
 
     @property
     def device(self) -> int:
@@ -132,6 +143,7 @@ class Driver:
     # -- memory ---------------------------------------------------------------------------------
     def __enter__(self) -> None:
         """A device operation runs: memory may be touched."""
+        self.lock.acquire()
         if self._depth == 0:
             self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
         self._depth += 1
@@ -140,6 +152,7 @@ class Driver:
         self._depth -= 1
         if self._depth == 0:
             self._protect(0)
+        self.lock.release()
 
     def _protect(self, mode: int) -> None:
         if self._used:
@@ -151,15 +164,16 @@ class Driver:
 
     def allocate(self, size: int) -> int | None:
         """Address of new, poisoned memory of the current device; None when it is full."""
-        if size > self.largest or self.held(self.device) + size > self.memory:
-            return None
-        address = self._begin + self._used
-        self._used += -(-(size + _PAGE) // _PAGE) * _PAGE  # a gap after each allocation, never used again
-        self.allocations[address] = (size, self.device)
-        self.counts["allocations"] += 1
-        with self:
-            ctypes.memset(address, 0xA5, size)
-        return address
+        with self.lock:
+            if size > self.largest or self.held(self.device) + size > self.memory:
+                return None
+            address = self._begin + self._used
+            self._used += -(-(size + _PAGE) // _PAGE) * _PAGE  # a gap after each allocation, never used again
+            self.allocations[address] = (size, self.device)
+            self.counts["allocations"] += 1
+            with self:
+                ctypes.memset(address, 0xA5, size)
+            return address
 
     def free(self, address: int) -> None:
         """Give memory back, once all work is done."""
@@ -208,10 +222,11 @@ class Driver:
 
     def drain_all(self) -> None:
         """Run everything, streams in random order."""
-        handles = list(self.streams)
-        self.random.shuffle(handles)
-        for handle in handles:
-            self.drain(handle)
+        with self.lock:
+            handles = list(self.streams)
+            self.random.shuffle(handles)
+            for handle in handles:
+                self.drain(handle)
 
     def record(self, stream: int) -> Event:
         """An event at the end of what a stream holds now."""

@@ -11,7 +11,7 @@ import re
 import struct
 
 from .liveness import live_at_barriers
-from .operations import OPERATIONS
+from .operations import OPERATIONS, llvm_type
 from .ptx import BITS, FLOATS, Function, Instruction, Module, UnsupportedPtx
 
 __all__ = [
@@ -319,11 +319,6 @@ class Emitter:
         self.begin(f"resume{point}")
         for k, (name, width) in enumerate(zip(live, widths, strict=True)):
             self.emit(f'store i{width} {self._narrowed(self.slot(SPILLED + k), width)}, ptr %"R{name}"')
-
-
-def llvm_type(kind: str) -> str:
-    """The LLVM name of a PTX type."""
-    return {"f32": "float", "f64": "double"}.get(kind) or f"i{BITS[kind]}"
 
 
 def split_address(operand: str) -> tuple[str, int]:

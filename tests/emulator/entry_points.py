@@ -292,7 +292,8 @@ def _guarded(driver: Driver, name: str, function: Callable[..., int | None]) -> 
 
     def call(*args: Any) -> int:
         try:
-            return function(driver, *args) or 0
+            with driver.lock:
+                return function(driver, *args) or 0
         except Exception as error:  # noqa: BLE001 - nothing may pass through C
             driver.error = driver.error or error
             sys.stderr.write(f"stand-in driver, {name}: {type(error).__name__}: {error}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .operations import _FLOAT_TESTS, _TO_INTEGER, kinds, name, operation, refuse, saturated
+from .operations import _FLOAT_TESTS, _TO_INTEGER, kinds, llvm_type, operation, refuse, saturated
 from .ptx import BITS, FLOATS, UnsupportedPtx
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ def compare(e: Emitter, parts: list[str], args: list[str]) -> None:
     kind, test = kinds(parts)[-1], parts[1]
     left, right = (e.read(arg, kind) for arg in args[1:3])
     if kind in FLOATS:
-        value = e.value(f"fcmp {_FLOAT_TESTS[test]} {name(kind)} {left}, {right}")
+        value = e.value(f"fcmp {_FLOAT_TESTS[test]} {llvm_type(kind)} {left}, {right}")
     else:
         unsigned = {"lo": "ult", "ls": "ule", "hi": "ugt", "hs": "uge", "eq": "eq", "ne": "ne"}
         sign = "s" if kind[0] == "s" else "u"
-        value = e.value(f"icmp {unsigned.get(test) or sign + test} {name(kind)} {left}, {right}")
+        value = e.value(f"icmp {unsigned.get(test) or sign + test} {llvm_type(kind)} {left}, {right}")
     for op in {"and", "or", "xor"} & set(parts[2:]):
         other = e.read(args[3].lstrip("!"), "pred")
         if args[3].startswith("!"):
@@ -43,7 +43,7 @@ def select(e: Emitter, parts: list[str], args: list[str]) -> None:
     """One of two values."""
     kind = kinds(parts)[-1]
     yes, no, chosen = e.read(args[1], kind), e.read(args[2], kind), e.read(args[3], "pred")
-    e.write(args[0], e.value(f"select i1 {chosen}, {name(kind)} {yes}, {name(kind)} {no}"), kind)
+    e.write(args[0], e.value(f"select i1 {chosen}, {llvm_type(kind)} {yes}, {llvm_type(kind)} {no}"), kind)
 
 
 @operation("mov", "cvta")
@@ -73,7 +73,7 @@ def move(e: Emitter, parts: list[str], args: list[str]) -> None:
 def convert(e: Emitter, parts: list[str], args: list[str]) -> None:
     """Between types, with a rounding."""
     target, source = kinds(parts)[-2:]
-    new, old, value = name(target), name(source), e.read(args[1], source)
+    new, old, value = llvm_type(target), llvm_type(source), e.read(args[1], source)
     rounding = [part for part in parts if part in _TO_INTEGER]
     if source in FLOATS and (rounding or target not in FLOATS):
         function = _TO_INTEGER[rounding[0] if rounding else "rzi"]
@@ -122,9 +122,9 @@ def access(e: Emitter, parts: list[str], args: list[str]) -> None:
     for k, register in enumerate(registers):
         pointer = e.value(f"getelementptr i8, ptr {base}, i64 {k * size}") if k else base
         if writes:
-            e.emit(f"store {name(kind)} {e.read(register, kind)}, ptr {pointer}, align {align}")
+            e.emit(f"store {llvm_type(kind)} {e.read(register, kind)}, ptr {pointer}, align {align}")
         else:
-            e.write(register, e.value(f"load {name(kind)}, ptr {pointer}, align {align}"), kind)
+            e.write(register, e.value(f"load {llvm_type(kind)}, ptr {pointer}, align {align}"), kind)
 
 
 @operation("bra")

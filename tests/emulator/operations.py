@@ -44,9 +44,9 @@ def kinds(parts: list[str]) -> list[str]:
     return [part for part in parts[1:] if part in BITS]
 
 
-def name(kind: str) -> str:
+def llvm_type(kind: str) -> str:
     """The LLVM name of a PTX type."""
-    return {"f32": "float", "f64": "double"}.get(kind) or f"i{BITS[kind]}"
+    return {"f16": "half", "f32": "float", "f64": "double"}.get(kind) or f"i{BITS[kind]}"
 
 
 def refuse(e: Emitter) -> UnsupportedPtx:
@@ -78,13 +78,13 @@ def binary(e: Emitter, parts: list[str], args: list[str]) -> None:
     if op in ("div", "rem"):
         op = ("s" if kind[0] == "s" else "u") + op
     left, right = (e.read(arg, kind) for arg in args[1:3])
-    result = e.value(f"{op} {name(kind)} {left}, {right}")
+    result = e.value(f"{op} {llvm_type(kind)} {left}, {right}")
     e.write(args[0], saturated(e, result, kind) if "sat" in parts else result, kind)
 
 
 def saturated(e: Emitter, value: str, kind: str) -> str:
     """Clamped to [0, 1]; nan gives 0."""
-    kept = name(kind)
+    kept = llvm_type(kind)
     low = e.call(f"llvm.maxnum.{kind}", kept, [(kept, value), (kept, "0.0")])
     return e.call(f"llvm.minnum.{kind}", kept, [(kept, low), (kept, "1.0")])
 
@@ -132,7 +132,7 @@ def wide_product(e: Emitter, parts: list[str], args: list[str]) -> None:
         e.write(args[0], value, f"{kind[0]}{2 * BITS[kind]}")
     else:
         high = e.value(f"lshr {wide} {value}, {BITS[kind]}")
-        e.write(args[0], e.cast("trunc", wide, high, name(kind)), kind)
+        e.write(args[0], e.cast("trunc", wide, high, llvm_type(kind)), kind)
 
 
 @operation("mad", "madc", "fma")
@@ -142,8 +142,8 @@ def multiply_add(e: Emitter, parts: list[str], args: list[str]) -> None:
     if kind in FLOATS:
         if _ROUNDED & set(parts):
             raise refuse(e)
-        operands = [(name(kind), e.read(arg, kind)) for arg in args[1:4]]
-        e.write(args[0], e.call(f"llvm.fma.{kind}", name(kind), operands), kind)
+        operands = [(llvm_type(kind), e.read(arg, kind)) for arg in args[1:4]]
+        e.write(args[0], e.call(f"llvm.fma.{kind}", llvm_type(kind), operands), kind)
         return
     width, (value, wide) = BITS[kind], widened(e, kind, args)
     if "wide" in parts:
@@ -164,17 +164,17 @@ def multiply_add(e: Emitter, parts: list[str], args: list[str]) -> None:
 def extreme(e: Emitter, parts: list[str], args: list[str]) -> None:
     """The smaller or larger of two; a nan loses."""
     kind, which = kinds(parts)[-1], parts[0]
-    operands = [(name(kind), e.read(arg, kind)) for arg in args[1:3]]
+    operands = [(llvm_type(kind), e.read(arg, kind)) for arg in args[1:3]]
     sign = "s" if kind[0] == "s" else "u"
-    intrinsic = f"llvm.{which}num.{kind}" if kind in FLOATS else f"llvm.{sign}{which}.{name(kind)}"
-    e.write(args[0], e.call(intrinsic, name(kind), operands), kind)
+    intrinsic = f"llvm.{which}num.{kind}" if kind in FLOATS else f"llvm.{sign}{which}.{llvm_type(kind)}"
+    e.write(args[0], e.call(intrinsic, llvm_type(kind), operands), kind)
 
 
 @operation("neg", "abs", "not", "sqrt", "rcp", "rsqrt")
 def unary(e: Emitter, parts: list[str], args: list[str]) -> None:
     """One operand. A double's rcp and rsqrt are approximations that keep the upper half of the bits."""
     kind = kinds(parts)[-1]
-    kept, value, op = name(kind), e.read(args[1], kind), parts[0]
+    kept, value, op = llvm_type(kind), e.read(args[1], kind), parts[0]
     if op == "neg":
         result = e.value(f"fneg {kept} {value}" if kind in FLOATS else f"sub {kept} 0, {value}")
     elif op == "not":
@@ -204,15 +204,15 @@ def approximated(e: Emitter, parts: list[str], args: list[str]) -> None:
 def copysign(e: Emitter, parts: list[str], args: list[str]) -> None:
     """The second operand with the sign of the first."""
     kind = kinds(parts)[-1]
-    operands = [(name(kind), e.read(arg, kind)) for arg in (args[2], args[1])]
-    e.write(args[0], e.call(f"llvm.copysign.{kind}", name(kind), operands), kind)
+    operands = [(llvm_type(kind), e.read(arg, kind)) for arg in (args[2], args[1])]
+    e.write(args[0], e.call(f"llvm.copysign.{kind}", llvm_type(kind), operands), kind)
 
 
 @operation("testp")
 def test_property(e: Emitter, parts: list[str], args: list[str]) -> None:
     """Finite, infinite, number, not a number."""
     kind = kinds(parts)[-1]
-    kept, value = name(kind), e.read(args[1], kind)
+    kept, value = llvm_type(kind), e.read(args[1], kind)
     size = e.call(f"llvm.fabs.{kind}", kept, [(kept, value)])
     tests = {
         "finite": f"olt {kept} {size}, {_INFINITY}",
@@ -228,7 +228,7 @@ def test_property(e: Emitter, parts: list[str], args: list[str]) -> None:
 def shift(e: Emitter, parts: list[str], args: list[str]) -> None:
     """Shifts by the width or more give 0, or the sign."""
     kind = kinds(parts)[-1]
-    width, kept, by = BITS[kind], name(kind), e.read(args[2], "u32")
+    width, kept, by = BITS[kind], llvm_type(kind), e.read(args[2], "u32")
     op = "shl" if parts[0] == "shl" else "ashr" if kind[0] == "s" else "lshr"
     far = e.value(f"icmp uge i32 {by}, {width}")
     capped = e.value(f"select i1 {far}, i32 {width - 1}, i32 {by}")
@@ -269,7 +269,7 @@ def fields(e: Emitter, parts: list[str], args: list[str]) -> None:
         permuted(e, args)
         return
     kind = kinds(parts)[-1]
-    width, kept = BITS[kind], name(kind)
+    width, kept = BITS[kind], llvm_type(kind)
     if parts[0] == "bfi":
         begin, count = (int(a, 0) for a in args[3:5])
         mask = ((1 << count) - 1) << begin & ((1 << width) - 1)
@@ -302,7 +302,7 @@ def permuted(e: Emitter, args: list[str]) -> None:
 def counted(e: Emitter, parts: list[str], args: list[str]) -> None:
     """Leading zeros, ones, or the bits reversed."""
     kind = kinds(parts)[-1]
-    kept = name(kind)
+    kept = llvm_type(kind)
     intrinsic = {"clz": "ctlz", "popc": "ctpop", "brev": "bitreverse"}[parts[0]]
     operands = [(kept, e.read(args[1], kind))] + ([("i1", "false")] if parts[0] == "clz" else [])
     value = e.call(f"llvm.{intrinsic}.{kept}", kept, operands)

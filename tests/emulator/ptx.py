@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 __all__ = ["BITS", "BarrierOps", "Function", "Instruction", "Module", "PtxError", "UnsupportedPtx"]
 
 INTEGERS = {f"{kind}{bits}": bits for kind in "bus" for bits in (8, 16, 32, 64)} | {"pred": 1}
-FLOATS = {"f32": 32, "f64": 64}
+FLOATS = {"f16": 16, "f32": 32, "f64": 64}
 BITS = INTEGERS | FLOATS
 """Width of each PTX type."""
 

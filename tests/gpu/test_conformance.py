@@ -5,6 +5,8 @@ import pytest
 
 from nlsq_nb import Model
 from nlsq_nb.backends import get_backend
+from nlsq_nb.backends.cuda.columns import put_column
+from nlsq_nb.backends.cuda.toolkit import toolkit
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.losses import LOSSES, Loss
 from nlsq_nb.core.sums import Accumulator
@@ -21,8 +23,8 @@ class TestCuda(BackendTests):
         return get_backend("cuda")
 
     def rows(self, kernel, x, theta):
-        zeros = (np.zeros(len(x[0])),) * kernel.program.n_outputs
-        chunk = Chunk(0, tuple(np.ascontiguousarray(c) for c in x), zeros)
+        x = tuple(put_column(np.ascontiguousarray(c), kernel.dtype, toolkit().cuda.stream()) for c in x)
+        chunk = Chunk(0, x, x[:1])
         return tuple(
             np.array(self.backend().rows(kernel.program, name, chunk, theta).copy_to_host())
             for name in ("values", "jacobian")

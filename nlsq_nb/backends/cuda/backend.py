@@ -6,17 +6,18 @@ import logging
 import math
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.cuda.columns import DeviceColumn, put_column
+from nlsq_nb.backends.cuda.columns import DeviceColumn, put_column, read_variables
 from nlsq_nb.backends.cuda.devices import Device
 from nlsq_nb.backends.cuda.kernels import CudaKernel, block_count, compile_program
 from nlsq_nb.backends.cuda.passes import PIECE, Part, Pass
-from nlsq_nb.backends.cuda.toolkit import as_users, empty, is_out_of_memory, on_device_number, toolkit
+from nlsq_nb.backends.cuda.toolkit import DeviceFull, as_users, empty, on_device_number, toolkit
 from nlsq_nb.backends.reference import ReferenceBackend
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
@@ -24,7 +25,6 @@ from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.tsqr import TriangleAccumulator
-from nlsq_nb.errors import BackendUnavailable
 
 __all__ = ["CudaBackend"]
 
@@ -87,16 +87,11 @@ class CudaBackend:
 
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk on the devices, if it stays as it is and fits; else itself. See `Backend.put`."""
-        first: Any = chunk.y[0]
-        columns: tuple[Any, ...]
-        if isinstance(first, DeviceColumn):
-            columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-            arrays = tuple(c.array for c in columns)
-            part = Part(first.device, arrays, first.begin, chunk.n_rows)
-            return _Placed(chunk.start, chunk.x, chunk.y, chunk.w, parts=(part,))
+        if not chunk.is_on_host:
+            return self._there(chunk)
         if isinstance(chunk, _Placed) or not chunk.lasting:
             return chunk
-        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        columns: tuple[Any, ...] = (*chunk.x, *chunk.y, *(chunk.w or ()))
         key = (*(id(c) for c in columns), np.dtype(dtype).num)
         with self._lock:
             if key not in self._placed:
@@ -143,9 +138,11 @@ class CudaBackend:
         self._own.devices = None
 
     def rows(self, program: AnyProgram, name: str, chunk: Chunk, theta: Floats) -> Any:
-        """Numbers of each row, on a device; see `Backend.rows`. A "jacobian" is of shape (m, p, rows)."""
-        kernel = self.compile(program, np.float32 if chunk.y[0].dtype == np.float32 else np.float64)
-        part = self._whole(kernel, self.put(chunk, kernel.dtype))
+        """Numbers of each row, where the rows are; see `Backend.rows`. A "jacobian" is of shape (m, p, rows)."""
+        if chunk.is_on_host:
+            return self._numpy.rows(program, name, chunk, theta)
+        kernel = self.compile(program, chunk.y[0].dtype)
+        (part,) = self._there(chunk).parts
         shape = (program.n_outputs, *((program.n_params,) if name == "jacobian" else ()), part.rows)
         with on_device_number(part.device):
             device = self._devices[part.device]
@@ -157,6 +154,28 @@ class CudaBackend:
             device.await_sums()
             return as_users(out, shape)
 
+    def values(self, program: AnyProgram, x: Any, names: Sequence[str], theta: Floats) -> Any:
+        """Model values at rows that have no observations.
+
+        Parameters
+        ----------
+        program : Program or PointProgram
+            The model.
+        x : array or sequence or mapping of arrays
+            Independent variables on a device.
+        names : sequence of str
+            Theirs.
+        theta : ndarray, shape (p,)
+            Where.
+
+        Returns
+        -------
+        array on the device, shape (m, rows)
+            float64.
+        """
+        columns: tuple[Any, ...] = read_variables(x, names)
+        return self.rows(program, "values", Chunk(0, columns, columns[:1]), theta)
+
     # -- parts ----------------------------------------------------------------------------------
     @property
     def _devices(self) -> _Devices:
@@ -166,15 +185,12 @@ class CudaBackend:
             known = self._own.devices = _Devices()
         return known
 
-    def _whole(self, kernel: CudaKernel, chunk: Chunk) -> Part:
-        """The rows of a chunk on one device."""
-        if isinstance(chunk, _Placed) and len(chunk.parts) == 1:
-            return chunk.parts[0]
-        number = self._numbers[0]
-        with on_device_number(number):
-            stream = self._devices[number].lanes[0].stream
-            columns = tuple(put_column(c, kernel.dtype, stream).array for c in (*chunk.x, *chunk.y))
-        return Part(number, columns, 0, chunk.n_rows)
+    def _there(self, chunk: Chunk) -> _Placed:
+        """A chunk whose columns lie on a device."""
+        columns: tuple[Any, ...] = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        first: DeviceColumn = columns[0]
+        part = Part(first.device, tuple(c.array for c in columns), first.begin, chunk.n_rows)
+        return _Placed(chunk.start, chunk.x, chunk.y, chunk.w, parts=(part,))
 
     def _pass(self, kernel: CudaKernel, theta: Floats, order: int | None) -> Pass:
         at = np.asarray(theta, dtype=np.float64)
@@ -186,16 +202,8 @@ class CudaBackend:
         """Add a chunk to a pass."""
         if isinstance(chunk, _Placed):
             work.add_parts(chunk.parts, weighted=chunk.w is not None)
-            return
-        try:
+        else:
             work.add_chunk(chunk)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise BackendUnavailable(
-                    "the device has no memory left for the buffers of streamed data; free some, or use "
-                    "backend='cpu'"
-                ) from error
-            raise
 
     def _piece_rows(self, device: Device, bytes_per_row: int) -> int:
         """Rows of a streamed piece."""
@@ -226,9 +234,7 @@ class CudaBackend:
                     stream = self._devices[number].lanes[0].stream
                     put = tuple(put_column(np.asarray(c)[rows], dtype, stream).array for c in columns)
                 parts.append(Part(number, put, 0, rows.stop - rows.start))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
+        except DeviceFull as error:
             _log.info("the device is full: data are streamed in every pass (%s)", error)
             return None
         self._held += size

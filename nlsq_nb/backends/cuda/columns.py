@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.cuda.toolkit import empty, on_device_number, toolkit
+from nlsq_nb.backends.cuda.interfaces import common_device, interface_of, split_interface
+from nlsq_nb.backends.cuda.toolkit import empty, on_device_number, pinned, toolkit
 from nlsq_nb.codegen.targets.cuda_common import BLOCKS, THREADS
-from nlsq_nb.core.columns import is_on_device, is_table, numeric
-from nlsq_nb.errors import BackendUnavailable, DataError
+from nlsq_nb.core.columns import ALL_OMITTED, is_on_device, is_table, numeric, storage_dtype
+from nlsq_nb.errors import DataError
 
-__all__ = ["DeviceColumn", "DeviceRows", "interface_of", "put_column", "read_rows", "split_interface", "to_host"]
+__all__ = ["DeviceColumn", "DeviceRows", "put_column", "read_rows", "read_variables", "to_host"]
 
 _PINNED = 1 << 20  # rows that are copied at a time
 
@@ -73,75 +73,6 @@ class DeviceColumn:
         return out
 
 
-def interface_of(values: Any) -> dict[str, Any]:
-    """The `__cuda_array_interface__` of an array on a device.
-
-    Parameters
-    ----------
-    values : Any
-        An object that has one, or `__dlpack__`.
-
-    Returns
-    -------
-    dict
-        The interface, with the object that owns the memory as "owner".
-
-    Raises
-    ------
-    BackendUnavailable
-        For DLPack without CuPy.
-    """
-    if not hasattr(values, "__cuda_array_interface__"):
-        try:
-            cupy = sys.modules.get("cupy") or __import__("cupy")
-        except ImportError:
-            raise BackendUnavailable(
-                "data that offer DLPack only are read by CuPy; install the extra: pip install 'nlsq_nb[gpu]'"
-            ) from None
-        values = cupy.from_dlpack(values)
-    return {**values.__cuda_array_interface__, "owner": values}
-
-
-def split_interface(interface: dict[str, Any], field: str) -> list[dict[str, Any]]:
-    """The rows of a two-dimensional array, or the array itself.
-
-    Parameters
-    ----------
-    interface : dict
-        From `interface_of`.
-    field : str
-        Name for messages.
-
-    Returns
-    -------
-    list of dict
-        Interfaces of one-dimensional arrays.
-
-    Raises
-    ------
-    DataError
-        For other dimensions, or what is not real numbers.
-    """
-    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
-    if dtype.kind not in "fiub":
-        raise DataError(f"{field} has dtype {dtype}; real numbers are needed")
-    if len(shape) == 1:
-        return [interface]
-    if len(shape) != 2:
-        raise DataError(f"{field} has shape {shape}; one or two dimensions are needed")
-    strides = interface.get("strides") or (shape[1] * dtype.itemsize, dtype.itemsize)
-    address, readonly = interface["data"]
-    return [
-        {
-            **interface,
-            "shape": shape[1:],
-            "strides": strides[1:],
-            "data": (address + k * strides[0], readonly),
-        }
-        for k in range(shape[0])
-    ]
-
-
 def put_column(values: Any, dtype: np.dtype[Any], stream: Any) -> DeviceColumn:
     """A column of the storage dtype on a device: wrapped as it is, converted there, or copied from the host.
 
@@ -174,8 +105,7 @@ def put_column(values: Any, dtype: np.dtype[Any], stream: Any) -> DeviceColumn:
         event.wait(stream)
     if n and (found != dtype or described["strides"] is not None):
         target = empty(n, dtype)
-        blocks = min(BLOCKS, -(-n // THREADS))
-        toolkit().configured(toolkit().common.convert, blocks, THREADS, stream)(array, target, n)
+        _launch("convert", n, stream, array, target)
         array = target
         stream.synchronize()  # the source may go once the copy is made
     return DeviceColumn(array, device, 0, n)
@@ -184,14 +114,20 @@ def put_column(values: Any, dtype: np.dtype[Any], stream: Any) -> DeviceColumn:
 def _uploaded(values: NDArray[Any], dtype: np.dtype[Any], stream: Any) -> Any:
     """A copy of host data on the current device, through pinned memory."""
     array = empty(len(values), dtype)
-    pinned = toolkit().cuda.pinned_array(min(_PINNED, len(values)), dtype)
+    locked = pinned(min(_PINNED, len(values)), dtype)
     for lo in range(0, len(values), _PINNED):
         part = values[lo : lo + _PINNED]
         with np.errstate(over="ignore"):
-            np.copyto(pinned[: len(part)], part, casting="unsafe")
-        array[lo : lo + len(part)].copy_to_device(pinned[: len(part)], stream=stream)
+            np.copyto(locked[: len(part)], part, casting="unsafe")
+        array[lo : lo + len(part)].copy_to_device(locked[: len(part)], stream=stream)
         stream.synchronize()
     return array
+
+
+def _launch(kernel: str, n: int, stream: Any, *arguments: Any) -> None:
+    """Run one of the common kernels over n rows."""
+    blocks = min(BLOCKS, -(-n // THREADS))
+    toolkit().configured(getattr(toolkit().common, kernel), blocks, THREADS, stream)(*arguments, n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +142,26 @@ class DeviceRows:
         Weights.
     dtype : numpy.dtype
         Storage dtype of all of them.
+    n_omitted : int
+        Rows that were left out.
     """
 
     x: tuple[Any, ...]
     y: tuple[Any, ...]
     w: tuple[Any, ...] | None
     dtype: np.dtype[Any]
+    n_omitted: int = 0
 
 
 def read_rows(
-    x: Any, y: Any, weights: Callable[[tuple[int, ...]], Any], names: Sequence[str], n_outputs: int, precision: str
+    x: Any,
+    y: Any,
+    weights: Callable[[tuple[int, ...]], Any],
+    names: Sequence[str],
+    n_outputs: int,
+    precision: str,
+    *,
+    omit: bool,
 ) -> DeviceRows:
     """Data of which some lie on a device, as columns there.
 
@@ -233,48 +179,108 @@ def read_rows(
         m.
     precision : {"float64", "float32", "auto"}
         Storage dtype; auto keeps float32 data as they are.
+    omit : bool
+        Drop rows with non-finite values.
 
     Returns
     -------
     DeviceRows
-        Arrays that are contiguous and of the storage dtype are not copied.
+        Arrays that are contiguous and of the storage dtype are not copied, if no row is dropped.
 
     Raises
     ------
     DataError
-        For shapes that disagree, and what is not real numbers.
+        For shapes that disagree, what is not real numbers, and data on several devices.
+    DeviceFull
+        When a copy finds no room.
     """
     outputs = _parts(y, n_outputs, "ydata")
     rows = _length(outputs[0])
-    columns = _variables(x, names, rows)
-    for field, part in (("xdata", columns), ("ydata", outputs)):
-        for column in part:
-            if _length(column) != rows:
-                raise DataError(f"{field} has {_length(column)} rows but ydata has {rows}")
+    columns = _variables(x, names)
     if rows == 0:
         raise DataError("`ydata` must not be empty!")
-    kinds = {_dtype(c) for c in (*columns, *outputs)}
-    single = precision == "float32" or (precision == "auto" and kinds == {np.dtype(np.float32)})
-    dtype = np.dtype(np.float32 if single else np.float64)
+    _require_length(columns, "xdata", rows, "ydata")
+    _require_length(outputs, "ydata", rows, "ydata")
+    dtype = _storage_dtype((*columns, *outputs), precision)
     found = weights((rows,) if n_outputs == 1 else (n_outputs, rows))
-    with on_device_number(_device_of(columns + outputs)):
+    with on_device_number(common_device([*(("xdata", c) for c in columns), *(("ydata", c) for c in outputs)])):
         stream = toolkit().cuda.stream()
-        xs, ys = (tuple(put_column(c, dtype, stream) for c in part) for part in (columns, outputs))
-        ws = None if found is None else tuple(put_column(w, dtype, stream) for w in np.atleast_2d(found))
+        put = [put_column(c, dtype, stream) for c in (*columns, *outputs)]
+        keep = _finite(put, stream) if omit else None
+        if keep is not None:
+            put = _picked(put, keep, stream)
+        spread = () if found is None else np.atleast_2d(found)
+        ws = tuple(put_column(w if keep is None else w[keep], dtype, stream) for w in spread)
         stream.synchronize()  # what the arrays' own streams had still to do is done
-    return DeviceRows(xs, ys, ws, dtype)
+    xs, ys = tuple(put[: len(columns)]), tuple(put[len(columns) :])
+    return DeviceRows(xs, ys, ws or None, dtype, 0 if keep is None else rows - len(keep))
+
+
+def read_variables(x: Any, names: Sequence[str]) -> tuple[DeviceColumn, ...]:
+    """Independent variables alone, of which some lie on a device, as columns there.
+
+    Parameters
+    ----------
+    x : array or sequence or mapping of arrays
+        As for `read_rows`.
+    names : sequence of str
+        The independent variables.
+
+    Returns
+    -------
+    tuple of DeviceColumn
+        One per variable.
+
+    Raises
+    ------
+    DataError, DeviceFull
+        As `read_rows`.
+    """
+    columns = _variables(x, names)
+    _require_length(columns, "x", _length(columns[0]), f"x[{names[0]!r}]")
+    dtype = _storage_dtype(columns, "auto")
+    with on_device_number(common_device(list(zip(names, columns, strict=True)))):
+        stream = toolkit().cuda.stream()
+        found = tuple(put_column(c, dtype, stream) for c in columns)
+        stream.synchronize()
+    return found
+
+
+def _finite(columns: Sequence[DeviceColumn], stream: Any) -> NDArray[np.int64] | None:
+    """The rows that are finite in all columns; None for all of them. A byte of each comes to the host."""
+    rows = len(columns[0])
+    marks, locked = empty(rows, np.int8), pinned(rows, np.int8)
+    for number, column in enumerate(columns):
+        _launch("mark", rows, stream, column.array, int(number == 0), marks)
+    marks.copy_to_host(locked, stream=stream)
+    stream.synchronize()
+    keep = np.flatnonzero(locked)
+    if not len(keep):
+        raise DataError(ALL_OMITTED)
+    return None if len(keep) == rows else keep
+
+
+def _picked(columns: Sequence[DeviceColumn], keep: NDArray[np.int64], stream: Any) -> list[DeviceColumn]:
+    """Some rows of columns, copied on the device."""
+    rows, found = _uploaded(keep, np.dtype(np.int64), stream), []
+    for column in columns:
+        target = empty(len(keep), column.dtype)
+        _launch("pick", len(keep), stream, column.array, rows, target)
+        found.append(DeviceColumn(target, column.device, 0, len(keep)))
+    stream.synchronize()  # the columns may go once the copies are made
+    return found
 
 
 def to_host(values: Any, field: str) -> Any:
     """A copy on the host of what lies on a device; anything else as it is."""
     if not is_on_device(values):
         return values
-    interface = interface_of(values)
-    dtype = np.dtype(interface["typestr"])
-    with on_device_number(_device_of([interface])):
+    interface = interface_of(values, field)
+    dtype, parts = np.dtype(interface["typestr"]), split_interface(interface, field)
+    with on_device_number(common_device([(field, part) for part in parts])):
         stream = toolkit().cuda.stream()
-        parts = [put_column(part, dtype, stream).get() for part in split_interface(interface, field)]
-    return parts[0] if len(interface["shape"]) == 1 else np.stack(parts)
+        copies = [put_column(part, dtype, stream).get() for part in parts]
+    return copies[0] if len(interface["shape"]) == 1 else np.stack(copies)
 
 
 def _parts(values: Any, count: int, field: str) -> list[Any]:
@@ -286,13 +292,13 @@ def _parts(values: Any, count: int, field: str) -> list[Any]:
     elif isinstance(values, (list, tuple)):
         parts = [_flat(v, f"{field}[{k}]") for k, v in enumerate(values)]
     else:
-        parts = split_interface(interface_of(values), field)
+        parts = split_interface(interface_of(values, field), field)
     if len(parts) != count:
         raise DataError(f"{field} has {len(parts)} rows; the model needs {wanted}")
     return parts
 
 
-def _variables(x: Any, names: Sequence[str], rows: int) -> list[Any]:
+def _variables(x: Any, names: Sequence[str]) -> list[Any]:
     """One column per variable, whatever holds them."""
     k = len(names)
     if is_table(x):
@@ -302,20 +308,16 @@ def _variables(x: Any, names: Sequence[str], rows: int) -> list[Any]:
         return [_flat(x[name], f"xdata[{name!r}]") for name in names]
     if isinstance(x, (list, tuple)) or not is_on_device(x):
         return _parts(x, k, "xdata")
-    interface = interface_of(x)
+    interface = interface_of(x, "xdata")
     shape = tuple(interface["shape"])
-    if len(shape) == 2 and shape != (k, rows) and shape[1] == k:
+    if len(shape) == 2 and shape[0] != k and shape[1] == k:
         size = np.dtype(interface["typestr"]).itemsize
         strides = interface.get("strides") or (k * size, size)
         interface |= {"shape": shape[::-1], "strides": tuple(strides)[::-1]}
-    return _parts_of(interface, k)
-
-
-def _parts_of(interface: dict[str, Any], k: int) -> list[Any]:
-    parts = split_interface(interface, "xdata")
+    parts: list[Any] = [*split_interface(interface, "xdata")]
     if len(parts) != k:
-        raise DataError(f"xdata has shape {tuple(interface['shape'])}; the model's {k} variables need ({k}, n)")
-    return list(parts)
+        raise DataError(f"xdata has shape {shape}; the model's {k} variables need ({k}, n)")
+    return parts
 
 
 def _flat(values: Any, field: str) -> Any:
@@ -330,15 +332,12 @@ def _length(column: Any) -> int:
     return int(column["shape"][0]) if isinstance(column, dict) else len(column)
 
 
-def _dtype(column: Any) -> np.dtype[Any]:
-    found: np.dtype[Any] = np.dtype(column["typestr"]) if isinstance(column, dict) else column.dtype
-    return found
-
-
-def _device_of(columns: Sequence[Any]) -> int:
-    """The device that data lie on: CuPy's arrays know it, others are taken to be on the current one."""
+def _require_length(columns: Sequence[Any], field: str, rows: int, other: str) -> None:
     for column in columns:
-        number = getattr(getattr(column.get("owner"), "device", None), "id", None) if isinstance(column, dict) else None
-        if number is not None:
-            return int(number)
-    return int(toolkit().cuda.get_current_device().id)
+        if _length(column) != rows:
+            raise DataError(f"{field} has {_length(column)} rows but {other} has {rows}")
+
+
+def _storage_dtype(columns: Sequence[Any], precision: str) -> np.dtype[Any]:
+    """What columns are stored as."""
+    return storage_dtype((np.dtype(c["typestr"]) if isinstance(c, dict) else c.dtype for c in columns), precision)

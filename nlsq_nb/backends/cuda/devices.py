@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.cuda.toolkit import empty, on_device_number, toolkit
+from nlsq_nb.backends.cuda.toolkit import empty, on_device_number, pinned, toolkit
 from nlsq_nb.codegen.targets.cuda_common import THREADS
 
 __all__ = ["Device", "Lane"]
@@ -72,11 +72,11 @@ class Lane:
         self.await_copies()
         found = []
         with np.errstate(over="ignore"):
-            for column, (pinned, device) in zip(columns, self._staged, strict=False):
-                np.copyto(pinned[:rows], column, casting="unsafe")
-                whole = rows == len(pinned)
+            for column, (locked, device) in zip(columns, self._staged, strict=False):
+                np.copyto(locked[:rows], column, casting="unsafe")
+                whole = rows == len(locked)
                 target = device if whole else device[:rows]
-                target.copy_to_device(pinned if whole else pinned[:rows], stream=self.stream)
+                target.copy_to_device(locked if whole else locked[:rows], stream=self.stream)
                 found.append(device)
         self._copied.record(self.stream)
         return found
@@ -88,13 +88,12 @@ class Lane:
     def _reserve(self, count: int, rows: int, dtype: np.dtype[Any]) -> None:
         """Have pinned and device memory for so many columns."""
         if len(self._staged) >= count:
-            pinned, _ = self._staged[0]
-            if len(pinned) >= rows and pinned.dtype == dtype:
+            locked, _ = self._staged[0]
+            if len(locked) >= rows and locked.dtype == dtype:
                 return
         self.stream.synchronize()
         self._staged = []
-        cuda = toolkit().cuda
-        self._staged = [(cuda.pinned_array(rows, dtype), empty(rows, dtype)) for _ in range(count)]
+        self._staged = [(pinned(rows, dtype), empty(rows, dtype)) for _ in range(count)]
 
     def release(self) -> None:
         """Give the buffers back once the work is done."""
@@ -157,10 +156,10 @@ class Device:
 
     def upload(self, values: Floats) -> Any:
         """Send a few numbers, the parameters, in the first lane."""
-        pinned = self.pinned("theta", len(values))
+        locked = self.pinned("theta", len(values))
         target = self.lanes[0].buffer("theta", len(values))
-        pinned[:] = values
-        target.copy_to_device(pinned, stream=self.lanes[0].stream)
+        locked[:] = values
+        target.copy_to_device(locked, stream=self.lanes[0].stream)
         return target
 
     def partials(self, length: int) -> tuple[Any, Any, Any]:
@@ -175,7 +174,7 @@ class Device:
         """Pinned memory of so many float64 under a name."""
         known = self._pinned.get((name, size))
         if known is None:
-            known = self._pinned[name, size] = toolkit().cuda.pinned_array(size, np.float64)
+            known = self._pinned[name, size] = pinned(size, np.float64)
         return known
 
     def release(self) -> None:

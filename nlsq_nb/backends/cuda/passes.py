@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.cuda.devices import Device, Lane
 from nlsq_nb.backends.cuda.kernels import CudaKernel, block_count
-from nlsq_nb.backends.cuda.toolkit import is_out_of_memory, on_device_number, toolkit
+from nlsq_nb.backends.cuda.toolkit import DeviceFull, on_device_number, toolkit
 from nlsq_nb.codegen.targets.cuda_common import TILE
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import sums_size
@@ -135,8 +135,8 @@ class Pass:
                 try:
                     work = self._begin(device, lane, min(step, chunk.n_rows))
                     staged = device.lanes[lane].stage(pieces, self._kernel.dtype)
-                except Exception as error:
-                    if is_out_of_memory(error) and device.shorten_pieces(width):
+                except DeviceFull:
+                    if device.shorten_pieces(width):
                         continue  # nothing of this piece has been given to the device
                     raise
                 self._launch(work, lane, tuple(staged), (0, rows), chunk.w is not None)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from nlsq_nb.backends.cuda.native import Launcher
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.targets.cuda_common import COMMON, IMPORTS
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["Toolkit", "as_users", "empty", "is_out_of_memory", "on_device_number", "toolkit"]
+__all__ = ["DeviceFull", "Toolkit", "as_users", "empty", "on_device_number", "pinned", "toolkit"]
 
 _INSTALL = "install the extra: pip install 'nlsq_nb[gpu]'"
 _CHOICES = (  # what is installed, what is imported, what generated text imports
@@ -28,6 +30,10 @@ _CHOICES = (  # what is installed, what is imported, what generated text imports
         "from numba_cuda_mlir import cuda\nfrom numba_cuda_mlir.types import float64",
     ),
 )
+
+
+class DeviceFull(BackendUnavailable):
+    """Memory that was asked for is not to be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +152,53 @@ def empty(size: int, dtype: Any) -> Any:
     -------
     device array, shape (size,)
         Keeps its memory.
+
+    Raises
+    ------
+    DeviceFull
+        When the device has no memory left.
     """
     cuda, cupy = toolkit().cuda, sys.modules.get("cupy")
     if cupy is None:
-        return cuda.device_array(size, dtype)
-    return cuda.as_cuda_array(cupy.empty(size, dtype), sync=False)
+        return _allocated(lambda: cuda.device_array(size, dtype), size, dtype, "the device")
+    memory = _allocated(lambda: cupy.empty(size, dtype), size, dtype, "the device")
+    return cuda.as_cuda_array(memory, sync=False)
+
+
+def pinned(size: int, dtype: Any) -> Any:
+    """Uninitialised memory of the host that a device copies from and to on its own.
+
+    Parameters
+    ----------
+    size : int
+        Number of elements.
+    dtype : dtype_like
+        Of each.
+
+    Returns
+    -------
+    ndarray, shape (size,)
+        Keeps its memory.
+
+    Raises
+    ------
+    DeviceFull
+        When the host cannot lock so much.
+    """
+    return _allocated(lambda: toolkit().cuda.pinned_array(size, dtype), size, dtype, "the host for transfers")
+
+
+def _allocated(allocate: Callable[[], Any], size: int, dtype: Any, where: str) -> Any:
+    """What a library allocates; being full is one error, whosever it is."""
+    try:
+        return allocate()
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error)):
+            raise
+        raise DeviceFull(
+            f"no memory is left on {where} for {size * np.dtype(dtype).itemsize} bytes; free some, or copy the data "
+            "to the host and use backend='cpu'"
+        ) from error
 
 
 def as_users(array: Any, shape: tuple[int, ...]) -> Any:
@@ -170,19 +218,3 @@ def as_users(array: Any, shape: tuple[int, ...]) -> Any:
     """
     cupy = sys.modules.get("cupy")
     return (array if cupy is None else cupy.asarray(array)).reshape(shape)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed because the device is full.
-
-    Parameters
-    ----------
-    error : BaseException
-        Of any library.
-
-    Returns
-    -------
-    bool
-        False for any other failure.
-    """
-    return isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error)

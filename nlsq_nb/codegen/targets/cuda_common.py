@@ -168,5 +168,26 @@ def convert(source, target, n):
     while i < n:
         target[i] = source[i]
         i += stride
+
+
+@cuda.jit
+def mark(column, fresh, marks, n):
+    """Leave 1 where a column, and with fresh = 0 those before, is finite, else 0."""
+    i = cuda.grid(1)
+    stride = cuda.gridsize(1)
+    while i < n:
+        value = float64(column[i])
+        marks[i] = 1 if value - value == 0.0 and (fresh != 0 or marks[i] != 0) else 0
+        i += stride
+
+
+@cuda.jit
+def pick(source, rows, target, n):
+    """Copy some rows of a contiguous column."""
+    i = cuda.grid(1)
+    stride = cuda.gridsize(1)
+    while i < n:
+        target[i] = source[rows[i]]
+        i += stride
 '''
-"""Kernels: `finish`, `products` and `convert`."""
+"""Kernels: `finish`, `products`, `convert`, `mark` and `pick`."""
