@@ -245,15 +245,15 @@ def reached(run: NativeRun, state: FitState, first_sse: float | None = None) -> 
     FitState
         Without a stop where native code gave up.
     """
-    found, point, scale = run.found, run.end(), run.shape.scale
-    return replace(
-        state,
-        theta=point.theta,
-        sums=point.sums,
+    found, scale = run.found, run.shape.scale
+    theta, sums = run.end()
+    return state.having(
+        theta=theta,
+        sums=sums,
         linear=state.separable,
         signal=found[at.SIGNAL],
         relaxed=found[at.RELAXED],
-        scale=run.w[scale : scale + len(point.theta)].copy(),
+        scale=run.w[scale : scale + len(theta)].copy(),
         radius=found[at.RADIUS],
         iteration=int(found[at.STEPS]),
         offset=found[at.OFFSET],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,7 +172,7 @@ class NativePhases:
         self.passes = self._warmed(run)
         if self.warmup is not WarmupStop.NOT_ASKED:
             return self.warmup is not None
-        judged, given = self.found, replace(state, sums=run.point(run.shape.one).sums)
+        judged, given = self.found, state.having(sums=run.measured()[1])
         there = self._on_sample(MODES[int(judged[at.MODE])])
         if there is None:
             return False
@@ -194,14 +194,14 @@ class NativePhases:
         self.sample_passes = self._warmed(run)
         if self.warmup is None:
             return None
-        near = replace(self._state, theta=run.point(run.shape.one).theta)
+        near = self._state.having(theta=run.theta())
         run = self._run_over(part, near, mode, (0, plan.newton.max_iterations))
         if run is None:
             return None
         run.go(at.GAUSS_NEWTON)
         self.sample_passes += int(run.found[at.PASSES])
         stop = run.newton_stop
-        return run.point(run.shape.one).theta if stop is not None and stop.success else None
+        return run.theta() if stop is not None and stop.success else None
 
     def _run_over(self, part: LocalEngine, state: FitState, mode: str, asked: tuple[int, ...]) -> NativeRun | None:
         """A run on a part of the rows, which layers 1 and 2 have nothing to say of."""
@@ -221,8 +221,8 @@ class NativePhases:
     def _by_turns(self, run: NativeRun, first: float) -> FitState | None:
         """Phase 2 where native code leaves trials to Python."""
         assert self._rows is not None
-        point, p = run.point(run.shape.one), len(self._state.theta)  # where phase 1 ended, if no trial was made since
-        begun = replace(self._state, theta=point.theta, sums=point.sums, first_sse=first)
+        (theta, sums), p = run.measured(), len(self._state.theta)  # where phase 1 ended, if no trial was made since
+        begun = self._state.having(theta=theta, sums=sums, first_sse=first)
         objective = DataObjective(self._whole, p, lambda _: None)
         found = finish(self._plan.newton, run, begun, self._rows, objective, tell=False)
         self.passes += objective.passes

@@ -17,6 +17,7 @@ from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupStop
 
 __all__ = ["NEWTON_STOPS", "NativeRun"]
 
+Floats = NDArray[np.float64]
 NEWTON_STOPS = (
     None,
     StopReason.RELATIVE_OFFSET,
@@ -121,7 +122,7 @@ class NativeRun:
             self.stop = entry.call(phase, place + self.w.nbytes, place)
             self.found = self.w[: at.RESULTS].tolist()
 
-    def screen(self, starts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def screen(self, starts: Floats) -> Floats:
         """The sse of starts, the linear parameters at their best; the first record becomes the last of them.
 
         `found` has the same of the point that was there, as RELAXED.
@@ -179,27 +180,33 @@ class NativeRun:
         """How phase 1 ended; None where it gave up."""
         return _WARMUP_STOPS[self.stop]
 
-    def theta(self) -> NDArray[np.float64]:
+    def theta(self) -> Floats:
         """The parameters of the first record."""
         one = self.shape.one
         return self.w[one : one + self.shape.n_params].copy()
 
-    def point(self, place: int, loss: float = math.inf) -> WarmupPoint:
-        """A record."""
+    def measured(self, place: int | None = None) -> tuple[Floats, NormalSums]:
+        """θ and the sums of a record; by default of the first."""
+        place = self.shape.one if place is None else place
         p, begin, size = self.shape.n_params, self.shape.sums, self.shape.n_sums
         part = self.w[place : place + begin + 2 * size].copy()
-        sums = NormalSums(self._rows.n_rows, p, 2, part[begin : begin + size], part[begin + size :])
-        return WarmupPoint(part[:p], sums, part[p : 2 * p], loss, part[2 * p : 3 * p])
+        return part[:p], NormalSums(self._rows.n_rows, p, 2, part[begin : begin + size], part[begin + size :])
 
-    def end(self) -> WarmupPoint:
-        """The record that phase 2 ended in, whose sums know their inverse unless the general way has to find it."""
-        point, condition = self.point(self.shape.one), self.found[at.CONDITION]
+    def point(self, place: int, loss: float) -> WarmupPoint:
+        """A record of the warm-up."""
+        p, (theta, sums) = self.shape.n_params, self.measured(place)
+        rest = self.w[place + p : place + 3 * p].copy()
+        return WarmupPoint(theta, sums, rest[:p], loss, rest[p:])
+
+    def end(self) -> tuple[Floats, NormalSums]:
+        """Where phase 2 ended; the sums know their inverse unless the general way has to find it."""
+        (theta, sums), condition = self.measured(), self.found[at.CONDITION]
         if condition > 0.0:
             p, begin = self.shape.n_params, self.shape.inverse
-            point.sums.derived[INVERSE] = self.w[begin : begin + p * p].reshape(p, p), condition
-        return point
+            sums.derived[INVERSE] = self.w[begin : begin + p * p].reshape(p, p), condition
+        return theta, sums
 
-    def log(self, lines: int) -> NDArray[np.float64]:
+    def log(self, lines: int) -> Floats:
         """The lines of the log, as many as a phase told: a row for every step."""
         width, begin = at.WIDTH + self.shape.n_params, self.shape.log
         return self.w[begin : begin + lines * width].reshape(lines, width)

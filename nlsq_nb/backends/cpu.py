@@ -148,10 +148,10 @@ class CpuBackend:
     def put(self, chunk: Chunk, dtype: Any) -> Chunk:
         """The chunk as contiguous columns of the storage dtype; see `Backend.put`."""
         stored = np.dtype(dtype)
-        columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
-        if all(c.dtype == stored and c.flags.c_contiguous for c in columns):
-            return chunk
-        return self._numpy.put(chunk, dtype)
+        for column in (*chunk.x, *chunk.y, *(chunk.w or ())):
+            if column.dtype != stored or not column.flags.c_contiguous:
+                return self._numpy.put(chunk, dtype)
+        return chunk
 
     def reduce(
         self, kernel: Any, chunk: Chunk, theta: Floats, order: int, into: Accumulator

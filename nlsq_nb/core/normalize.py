@@ -63,8 +63,8 @@ class ParameterNormalizer:
         # lists are faster than arrays of a few numbers
         self.scales = np.array([1.0 if plain else abs(value) or 1.0 for value in start.tolist()])
         if bounds is not None:
-            lower, upper = np.empty_like(start), np.empty_like(start)
-            lower[:], upper[:] = bounds
+            lower, upper = both = np.empty((2, self.n_params))
+            both[0], both[1] = bounds
             self.original_bounds = (lower, upper)
             if strategy in ("auto", "bounds") and not all(map(math.isinf, lower.tolist())):
                 with np.errstate(invalid="ignore", over="ignore"):

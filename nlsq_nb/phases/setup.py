@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ def setup(
                 f"`x0` is infeasible: p0 of parameter {name!r} is {start}, outside its bounds [{low}, {high}]"
             )
     free = lower < upper
-    separable = free & [name in linear for name in names]
+    separable = free & _among(names, linear)
     return FitState(
         theta=theta,
         normalizer=ParameterNormalizer(theta, bounds, strategy),
@@ -77,6 +78,14 @@ def setup(
         signal=signal,
         first=theta,
     )
+
+
+@lru_cache(maxsize=64)
+def _among(names: tuple[str, ...], some: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Which names are among some; an array that fits share."""
+    found = np.array([name in some for name in names])
+    found.setflags(write=False)
+    return found
 
 
 def restart(state: FitState, theta: Floats) -> FitState:

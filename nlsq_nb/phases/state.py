@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +134,7 @@ class WarmupState:
     filled: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FitState:
     """Everything that decides the rest of a fit.
 
@@ -214,3 +215,21 @@ class FitState:
     before: FitState | None = None
     opinions: int = 0
     f_scale: float = float("inf")
+
+    def having(self, **changes: Any) -> FitState:
+        """The same with other values: `dataclasses.replace` for the price of a copy, where it is made in every fit.
+
+        Parameters
+        ----------
+        **changes : Any
+            Values by name.
+
+        Returns
+        -------
+        FitState
+            A new one.
+        """
+        assert changes.keys() <= vars(self).keys(), changes.keys()
+        new = object.__new__(FitState)
+        vars(new).update(vars(self), **changes)
+        return new

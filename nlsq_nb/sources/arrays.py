@@ -114,9 +114,11 @@ class ArraySource:
         files = {id(m): m for c in given if c.base is not None for m in mappings(c)}
         self._mapped = bool(files) and rows > max(self._step, _RESIDENT_ROWS)
         if not self._mapped:
-            columns, ys = self._convert(columns), self._convert(ys)
+            ready = self._convert((*columns, *ys))
+            columns, ys = ready[: len(columns)], ready[len(columns) :]
         index = None if groups is None else GroupIndex(groups)
         self._columns = Columns(columns, ys, sigmas, index, self.dtype, tuple(files.values()))
+        self._n_rows = self._columns.n_rows
         kept = self._drop(groups) if omit else None
         self.n_omitted = 0 if kept is None else len(kept) - int(np.count_nonzero(kept))
         self.whitening = whitening_from(sigma, outputs.shape, kept) if correlated else None
@@ -148,6 +150,7 @@ class ArraySource:
             sigma = None if old.sigma is None else tuple(c[keep] for c in old.sigma)
             index = None if groups is None else GroupIndex(groups[keep], np.flatnonzero(keep))
             self._columns = replace(old, x=x, y=y, sigma=sigma, groups=index)
+            self._n_rows = self._columns.n_rows
         return keep
 
     def root_weights(self) -> NDArray[np.float64]:
@@ -161,12 +164,12 @@ class ArraySource:
     @property
     def n_chunks(self) -> int:
         """Number of chunks of a pass."""
-        return -(-self.n_rows // self._step)
+        return -(-self._n_rows // self._step)
 
     @property
     def n_rows(self) -> int:
         """Number of rows n."""
-        return self._columns.n_rows
+        return self._n_rows
 
     @property
     def revision(self) -> int:

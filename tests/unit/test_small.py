@@ -141,9 +141,9 @@ def test_bounds_that_are_far_away_change_nothing(phase):
 def test_sums_that_are_given_are_not_measured_again():
     state, rows = task_of("exponential")
     first = run(WARMUPS["plain"], state, rows)
-    end = first.point(first.shape.one)
+    theta, sums = first.measured()
     known, anew = (
-        run(NEWTON, replace(state, theta=end.theta, sums=sums), rows) for sums in (end.sums, None)
+        run(NEWTON, replace(state, theta=theta, sums=given), rows) for given in (sums, None)
     )
     passes, signal = layout.PASSES, layout.SIGNAL
     assert known.found[passes] == anew.found[passes] - 1
@@ -159,7 +159,7 @@ def test_a_phase_that_is_taken_up_ends_with_the_same_bits(name):
     rest = compiled._newton_run(NEWTON, between := compiled.reached(part, state), rows, tell=False)
     rest.take_up(between)
     assert rest.stop == whole.stop > 0
-    assert rest.point(rest.shape.one).theta.tobytes() == whole.point(whole.shape.one).theta.tobytes()
+    assert rest.theta().tobytes() == whole.theta().tobytes()
     assert rest.found[layout.STEPS] == whole.found[layout.STEPS]
     with in_python(rows, rest.shape):
         same = compiled._newton_run(NEWTON, between, rows, tell=False)
