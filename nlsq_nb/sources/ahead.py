@@ -72,6 +72,7 @@ class StoredRows:
         self.columns = tuple(columns)
         self.n_omitted = n_omitted
         self._thread: ThreadPoolExecutor | None = None
+        self._passes = 0
         self._lock = threading.Lock()
 
     @property
@@ -125,6 +126,18 @@ class StoredRows:
         self.store.open()
         self.store.check()
 
+    def begin(self) -> None:
+        """A pass reads its first rows."""
+        with self._lock:
+            self._passes += 1
+
+    def rest(self) -> None:
+        """A pass is over; the store may rest when no other one is under way."""
+        with self._lock:
+            self._passes -= 1
+            if not self._passes:
+                self.store.rest()
+
     def thread(self) -> ThreadPoolExecutor:
         """The one that reads ahead, for all passes."""
         with self._lock:
@@ -166,7 +179,9 @@ class AheadReader:
         self._side = 0
         self._ahead: tuple[int, Future[Chunk]] | None = None
         self._shown: tuple[int, int] | None = None
+        self._past: tuple[int, int] | None = None  # rows to be dropped; the thread does that too
         self._end = rows.n_rows
+        self._begun = False
 
     def limit(self, stop: int) -> None:
         """Read nothing ahead from chunk `stop` on."""
@@ -178,14 +193,17 @@ class AheadReader:
 
     def read(self, k: int) -> Chunk:
         """Chunk k, valid until the next one is read."""
+        if not self._begun:
+            self._all.begin()
+            self._begun = True
         ahead, self._ahead = self._ahead, None
-        self._forget()
         if ahead is not None and ahead[0] == k:
             chunk = ahead[1].result()
         else:
             _settle(ahead)
+            self._forget()
             chunk = self._fill(*self.rows(k), in_place=self._in_place)
-        self._shown = self.rows(k)
+        self._past, self._shown = self._shown, self.rows(k)
         if self._shown[1] < self._end:
             fill = partial(self._fill, in_place=self._in_place)
             future = self._all.thread().submit(fill, *self.rows(k + 1))
@@ -207,15 +225,25 @@ class AheadReader:
         ahead, self._ahead = self._ahead, None
         _settle(ahead)
         self._forget()
-        self._all.store.rest()
+        if ahead is not None:
+            self._all.store.drop(*self.rows(ahead[0]))
+        if self._begun:
+            self._begun = False
+            self._all.rest()
 
     def _forget(self) -> None:
-        shown, self._shown = self._shown, None
-        if shown is not None:
-            self._all.store.drop(*shown)
+        self._drop_past()
+        self._past, self._shown = self._shown, None
+        self._drop_past()
+
+    def _drop_past(self) -> None:
+        past, self._past = self._past, None
+        if past is not None:
+            self._all.store.drop(*past)
 
     def _fill(self, lo: int, hi: int, *, in_place: bool) -> Chunk:
         """Read rows into the side that is not in use; runs in turn here and in the thread."""
+        self._drop_past()
         self._side = 1 - self._side
         buffers, rooms = self._sides[self._side]
         columns = self._all.columns_at(lo, hi, rooms, in_place=in_place)

@@ -4,8 +4,9 @@ A mapped file saves the copy that every read makes, which is as much work as a p
 model. What speaks against maps is that a fault is not an OSError but SIGBUS, which ends the process.
 There are two kinds. Pages that cannot be read are met by MADV_POPULATE_READ, which gives an error
 instead (Linux 5.14). A file that somebody shortens is met by a lease (fcntl F_SETLEASE): while we
-have it nobody can open the file for writing; whoever tries waits until we let go. Where the system
-has no such means, files are read into buffers.
+have it nobody can open the file for writing; whoever tries waits until the pass is over (the kernel
+lets him go on after 45 seconds), and what we read meanwhile goes into buffers. Where the system has
+no such means, all files are read into buffers.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Lease:
         Returns
         -------
         bool
-            Whether it is held, and nobody is waiting to write. Never on systems without leases, nor
-            for files of other users or on some file systems.
+            Whether it is held, and nobody is waiting to write: who does goes on waiting. Never on
+            systems without leases, nor for files of other users or on some file systems.
         """
         try:
             import fcntl
@@ -66,8 +67,7 @@ class Lease:
             fcntl.fcntl(self.fd, _SETSIG, signal.SIGURG)
             fcntl.fcntl(self.fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         except (ImportError, AttributeError, OSError):
-            self.release()
-            return False
+            return False  # not released: rows that were shown before may be in use
         return True
 
     def release(self) -> None:

@@ -18,6 +18,9 @@ from nlsq_nb import ConvergenceWarning, DataError, NumericsError, SourceError, S
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import NlsqError
 from nlsq_nb.sources import hdf5_file, mapped, spool
+from nlsq_nb.sources.ahead import StoredRows
+from nlsq_nb.sources.hdf5 import HDF5Source
+from nlsq_nb.sources.rows import Reading, RowFormat
 
 MODEL, P0 = "a*exp(-b*x) + c", [2.0, 1.0, 1.0]
 N = 6 * BLOCK + 100
@@ -218,6 +221,81 @@ def test_a_file_that_is_shortened_while_it_is_read_in_place(path, monkeypatch):
     with pytest.raises(SourceError, match="was changed while it was being fitted"):
         curve_fit(MODEL, path, p0=P0, **STREAM)
     writers[0].join()
+
+
+def test_a_writer_waits_until_nothing_is_read_in_place(path, monkeypatch):
+    """The thread that reads ahead meets him first, while the chunk before is in use: no signal, the right rows."""
+    monkeypatch.setattr(hdf5_file, "_MAP_FROM", 0)
+    source = HDF5Source(path).open(Reading(("x",), chunk_rows=BLOCK, resident="loop"))
+    reader, other = source.reader(), source.reader()
+    other.read(0)
+    reader.read(0)
+    writer = threading.Thread(target=shortened, args=(path,))
+    writer.start()
+    writer.join(0.2)
+    for k in range(1, source.n_chunks - 1):  # from the second on they are read while he waits
+        chunk = reader.read(k)
+        reader._ahead[1].result()
+        assert writer.is_alive()
+        assert chunk.y[0].tobytes() == Y[k * BLOCK : (k + 1) * BLOCK].tobytes()
+    assert writer.is_alive()
+    reader.close()
+    writer.join(0.2)
+    assert writer.is_alive()  # another pass is under way
+    other.close()
+    writer.join()
+    with pytest.raises(SourceError, match="was changed while it was being fitted"):
+        source.reader().read(0)
+    source.close()
+
+
+class Recorded:
+    """A store that knows which rows are shown in place."""
+
+    n_rows = 10
+
+    def __init__(self):
+        self.shown, self.most, self.rests, self.faults = set(), 0, 0, {4}
+
+    def open(self):
+        pass
+
+    def block(self, field, lo, hi, rooms, *, in_place=False):
+        assert in_place
+        if lo in self.faults:
+            self.faults.remove(lo)
+            raise OSError(*TORN[1:])
+        self.shown.add((lo, hi))
+        self.most = max(self.most, len(self.shown))
+        return np.arange(lo, hi, dtype=np.float64)
+
+    def check(self):
+        pass
+
+    def drop(self, lo, hi):
+        self.shown.discard((lo, hi))
+
+    def rest(self):
+        self.rests += 1
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("end", [1, 3, 5])
+def test_no_more_than_two_chunks_are_shown(end):
+    store = Recorded()
+    rows = StoredRows(store, [(0, None), (0, None)])
+    reader = rows.reader(RowFormat(1, 1, has_sigma=False, has_group=False, dtype=np.dtype(float)), 2, None)
+    for k in range(end):
+        try:
+            chunk = reader.read(k)
+        except OSError:
+            chunk = reader.read(k)
+        assert chunk.x[0].tolist() == [2.0 * k, 2.0 * k + 1.0]
+    reader.close()
+    rows.close()
+    assert (store.shown, store.most, store.rests) == (set(), 2, 1)
 
 
 def test_a_file_that_is_replaced_is_read_to_the_end_and_told_later(path):
