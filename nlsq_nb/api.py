@@ -17,6 +17,7 @@ from nlsq_nb.core.columns import is_on_device
 from nlsq_nb.direct import fit_directly
 from nlsq_nb.errors import ConfigError, UnsupportedOption
 from nlsq_nb.fitting import Fit
+from nlsq_nb.guessed import with_guess
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.problem import Problem, read_problem
 from nlsq_nb.protocols import Backend
@@ -70,7 +71,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
         Observations, (n,), or (m, n) for a model of m outputs.
     p0 : array_like or mapping, optional
         Start, (p,) or by name. By default 1, or the middle of finite bounds; parameters that
-        enter linearly need none.
+        enter linearly need none, and models of `nlsq_nb.models.library` find one in the data.
     sigma : array_like, optional
         Standard deviations of ydata, scalar or one per value; or the covariance matrix of its errors,
         (N, N) for N values, output after output for several.
@@ -161,6 +162,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     where = _backend_for(backend, options, call)
     whole = where.name == "cuda"
     problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights, whole=whole)
+    problem = with_guess(problem, p0, options)
     try:
         if method == "lm":
             _check_plain(problem, loss)

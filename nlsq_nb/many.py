@@ -22,6 +22,7 @@ from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import square
 from nlsq_nb.errors import ConvergenceWarning, DataError, NlsqError, UnsupportedOption
 from nlsq_nb.fitting import Fit
+from nlsq_nb.guessed import with_guess
 from nlsq_nb.native_run import NEWTON_STOPS
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.setup import setup
@@ -133,7 +134,8 @@ def fit_many(  # noqa: PLR0913 - those of curve_fit
     ydata : array_like, shape (k, n) or (k, m, n)
         Observations, a row for each set; (k, m, n) for a model of m outputs.
     p0 : array_like or mapping, optional
-        Start of all fits, (p,) or by name, or (k, p). Linear parameters need none.
+        Start of all fits, (p,) or by name, or (k, p). Linear parameters need none; models of
+        `nlsq_nb.models.library` take what they find in the first set.
     sigma : array_like, optional
         Standard deviations: a scalar, of the shape of one set, or of that of ydata.
     absolute_sigma : bool
@@ -179,7 +181,7 @@ def fit_many(  # noqa: PLR0913 - those of curve_fit
         raise DataError(f"ydata has shape {y.shape}; (k, n) is needed, or (k, m, n) for m outputs")
     calls = _Calls(FitCall(f, xdata, y[0], None, None, bounds, None, absolute_sigma), y, p0, sigma)
     where = get_backend(backend, options.data.n_threads)
-    problem = read_problem(calls[0], options)
+    problem = with_guess(read_problem(calls[0], options), calls[0].p0, options)
     calls.common = replace(calls.common, func=problem.model)
     fits = _empty(problem, len(y))
     plain = _in_native_code(calls, problem, options, where, fits)
@@ -361,7 +363,8 @@ def _one_by_one(
     errors = {}
     for k in sets.tolist():
         try:
-            result = Fit(options, where, read_problem(calls[k], options)).run(warns=False)
+            problem = with_guess(read_problem(calls[k], options), calls[k].p0, options)
+            result = Fit(options, where, problem).run(warns=False)
         except NlsqError as error:
             errors[k] = error
             fits.failures[k] = f"{type(error).__name__}: {error}"

@@ -14,6 +14,7 @@ from nlsq_nb.config.given import config_from
 from nlsq_nb.core.columns import is_on_device
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.fitting import Fit
+from nlsq_nb.guessed import with_guess
 from nlsq_nb.models.wrapper import NormalizedModelWrapper
 from nlsq_nb.observe.history import TITLES
 from nlsq_nb.phases.state import FitState
@@ -121,7 +122,7 @@ class AdaptiveHybridStreamingOptimizer:
         problem = read_problem(
             call, options, group_weights=self._weights, whole=backend.name == "cuda"
         )
-        fit = Fit(options, backend, problem, callback=call.callback)
+        fit = Fit(options, backend, with_guess(problem, call.p0, options), callback=call.callback)
         self._record = fit.record
         return fit.run()
 
