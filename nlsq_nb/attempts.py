@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.compiled import is_eligible, newton_settings
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.normalize import ParameterNormalizer
+from nlsq_nb.core.normalize import scales_at
 from nlsq_nb.native_run import NativeRun
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.gauss_newton import GaussNewton
@@ -74,6 +74,8 @@ class Attempts:
         Validated options.
     part : DataObjective
         Over the rows; counts the passes.
+    signal : float
+        Σ w y² of the rows.
 
     Attributes
     ----------
@@ -81,8 +83,8 @@ class Attempts:
         Whether all is done in native code, but for what that leaves to the general way.
     """
 
-    def __init__(self, asked: FitState, options: Groups, part: DataObjective) -> None:
-        self._asked, self._options, self._part = asked, options, part
+    def __init__(self, asked: FitState, options: Groups, part: DataObjective, signal: float) -> None:
+        self._asked, self._options, self._part, self._signal = asked, options, part, signal
         tol = max(_ROUGHLY, options.gauss_newton.tol)
         self._phase = newton_phase(options, len(asked.theta), _FIRST_STEPS, tol)
         self._rows = part.resident() if is_eligible(self._phase, asked) else None
@@ -108,7 +110,7 @@ class Attempts:
         """
         if self._rows is not None:
             assert isinstance(self._phase, GaussNewton)
-            settings = newton_settings(self._phase, self._asked.signal)
+            settings = newton_settings(self._phase, self._signal)
             run = NativeRun(self._asked, self._rows, settings, (len(starts), 0))
             found = run.screen(starts)
             self._part.passes += int(run.found[at.PASSES])
@@ -137,7 +139,8 @@ class Attempts:
         if end is not None:
             return end
         options, part, tol = self._options, self._part, _ROUGHLY
-        found = short_fit(restart(self._asked, start), options, part, _FIRST_STEPS, tol)
+        begun = replace(restart(self._asked, start), signal=self._signal)
+        found = short_fit(begun, options, part, _FIRST_STEPS, tol)
         if found.stop is StopReason.MAX_ITERATIONS and end_of(found).sse < hopeful:
             found = short_fit(replace(found, stop=None), options, part, _STEPS - _FIRST_STEPS, tol)
         return end_of(found)
@@ -145,8 +148,7 @@ class Attempts:
     def _native_fit(self, run: NativeRun, start: Floats, hopeful: float) -> End | None:
         """The same in native code; None to go the general way."""
         asked, most = self._asked, self._options.gauss_newton.max_iterations
-        bounds = (asked.lower, asked.upper)
-        scales = ParameterNormalizer(start, bounds, asked.normalizer.strategy).scales
+        scales, _ = scales_at(start, (asked.lower, asked.upper), asked.normalizer.strategy)
         run.begin_at(start, scales, min(_FIRST_STEPS, most))
         self._part.passes += int(run.found[at.PASSES])
         if run.newton_stop is StopReason.MAX_ITERATIONS and run.found[at.SSE] < hopeful:

@@ -21,6 +21,7 @@ from nlsq_nb.attempts import Attempts, End, end_of
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.elsewhere import Ground, common_part, rivals
+from nlsq_nb.core.layout import packed_index
 from nlsq_nb.drawn import rows_to_check
 from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
 from nlsq_nb.objective import DataObjective
@@ -33,9 +34,9 @@ from nlsq_nb.protocols import Backend, Observer, Source
 __all__ = ["Look", "look_at", "second_opinion"]
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 _MOST = 3  # times that a fit asks, each after the one before led to something lower
 _STARTS, _FITS = 64, 6
+_STARTS_PER_PARAMETER = 16  # that a start has to choose, and as many more
 _HOPEFUL = 4.0  # times the lowest sse: a short fit that is not below it soon is given up
 _FEWER_STARTS, _FEWER_FITS = 24, 3  # where every step takes Python
 _LARGEST = 64  # parameters beyond which such steps are too dear
@@ -165,17 +166,18 @@ def second_opinion(
     begin, rows, residuals = time.perf_counter(), look.rows, look.residuals
     part = check_objective(problem, options, backend, objective, rows)
     # linear parameters are at their best in every comparison, however the fit itself treats them
+    separable = np.array(look.linear) & state.free
+    asked = state if np.array_equal(separable, state.separable) else replace(state, separable=separable)
     share = part.weight / objective.weight
-    asked = replace(state, separable=np.array(look.linear) & state.free, signal=state.signal * share)
-    attempts, answer = Attempts(asked, options, part), end_of(state)
+    attempts, answer = Attempts(asked, options, part, share * state.signal), end_of(state)
+    moves = asked.free & ~asked.separable
     n_starts, n_fits = (_STARTS, _FITS) if attempts.native else (_FEWER_STARTS, _FEWER_FITS)
+    n_starts = min(n_starts, _STARTS_PER_PARAMETER * (1 + moves.tolist().count(True)))
     if not answer.converged:  # without an answer more is to be gained
         n_starts, n_fits = 2 * n_starts, 2 * n_fits
     emit(SecondOpinionAsked(look.doubts, n_starts, rows.n_rows))
-    ground = Ground(
-        look.columns, residuals.sum(axis=0), problem.p0, state.theta, state.lower, state.upper,
-        asked.free & ~asked.separable,
-    )
+    residual = residuals[0] if len(residuals) == 1 else residuals.sum(axis=0)
+    ground = Ground(look.columns, residual, problem.p0, state.theta, state.lower, state.upper, moves)
     starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
     before, whole = part.passes, rows.n_rows == objective.source.n_rows
     worth = attempts.screen(starts)
@@ -184,7 +186,7 @@ def second_opinion(
     best = _best(attempts, asked, here, starts, worth, n_fits)
     least = _LOWER * here.sse if whole else _CLEARLY * best.sse / max(residuals.size - len(problem.p0), 1)
     lower = here.sse - best.sse > least
-    sse, seconds = best.sse * (objective.weight / part.weight), time.perf_counter() - begin
+    sse, seconds = best.sse / share, time.perf_counter() - begin
     emit(SecondOpinionGiven(sse, lower, part.passes - before, seconds))
     return depart(state, best.theta) if lower else None
 
@@ -215,8 +217,12 @@ def _doubts(state: FitState, linear: list[bool], dof: int, spread: float) -> Ite
     elif dof < _FEW and sse > _POOR * spread:
         yield "few residuals, and they are not small"
     if any(linear):
-        terms = (state.theta**2 * state.sums.jtj.diagonal()).tolist()
-        if any(term > _CANCELLING**2 * state.signal for term, counts in zip(terms, linear, strict=True) if counts):
+        p, limit, packed = len(linear), _CANCELLING**2 * state.signal, state.sums.packed
+        if any(
+            value * value * packed.item(packed_index(p, k, k)) > limit
+            for k, value in enumerate(state.theta.tolist())
+            if linear[k]
+        ):
             yield "large terms cancel each other"
 
 
@@ -243,7 +249,8 @@ def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[F
     for each in rows.chunks():
         chunk = each.host()
         x = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
-        r = chunk.y - evaluate(problem.model.program, "values", x, theta)
+        f = evaluate(problem.model.program, "values", x, theta)
+        r = chunk.y - f if len(f) > 1 else (chunk.y[0] - f[0])[np.newaxis]
         parts.append((x, r if chunk.w is None else np.sqrt(chunk.w) * r))
     x, residuals = parts[0]
     if len(parts) > 1:
@@ -274,16 +281,17 @@ def _best(attempts: Attempts, asked: FitState, here: End, starts: Floats, worth:
 
 def _chosen(asked: FitState, starts: Floats, sse: Floats) -> Iterator[int]:
     """The starts that are neither near each other nor near the answer, those of the lowest sse first."""
-    moves = asked.free & ~asked.separable
-    points = starts[:, moves]
-    near = _is_near(points, asked.theta[moves]) | ~np.isfinite(sse)
-    for row in np.argsort(sse, kind="stable").tolist():
-        if not near[row]:
+    # a few of them are asked for, for which lists are faster than arrays
+    points, worth = starts.tolist(), sse.tolist()
+    moves = [k for k, each in enumerate((asked.free & ~asked.separable).tolist()) if each]
+    taken: list[list[float]] = [asked.theta.tolist()]
+    for row in sorted((k for k, each in enumerate(worth) if math.isfinite(each)), key=worth.__getitem__):
+        point = points[row]
+        if not any(_is_near(point, other, moves) for other in taken):
             yield row
-            near |= _is_near(points, points[row])
+            taken.append(point)
 
 
-def _is_near(points: Floats, other: Floats) -> Mask:
-    """Which points differ from another one in no parameter by much."""
-    apart = np.abs(points - other) > _APART * (np.abs(points) + np.abs(other))
-    return np.asarray(~apart.any(axis=1))
+def _is_near(point: list[float], other: list[float], moves: list[int]) -> bool:
+    """Whether two points differ in no parameter by much."""
+    return all(abs(point[k] - other[k]) <= _APART * (abs(point[k]) + abs(other[k])) for k in moves)

@@ -34,7 +34,7 @@ from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Phase, Source
 from nlsq_nb.scan import DataSummary, curvature_at, require_finite
-from nlsq_nb.sources.sample import batches, sample
+from nlsq_nb.sources.sample import ScatteredSource, batches, sample
 
 __all__ = [
     "batch_objectives",
@@ -292,7 +292,7 @@ def check_objective(
     DataObjective
         The objective's sample where that has these rows.
     """
-    if rows is objective.sample.source:
+    if not isinstance(rows, ScatteredSource):
         return objective.sample
     engine = _engine_of(problem, rows, backend, lambda _: None)
     # a start at which the model is not finite is one of many

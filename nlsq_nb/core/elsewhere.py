@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 Places = NDArray[np.intp]
 _LAGS = 3
 _KINDS = 5  # of starts
-_SMOOTH = 5  # rows over which the residuals of a place are averaged
+_BESIDE = 2  # rows on each side of a place whose residuals count too
 _NEAR, _FAR, _WIDE = 1.5, 6.0, 20.0  # largest factors between a start and what it is drawn around
 _MIRRORED = 0.125  # share of starts on the other side of zero
 _EVERYWHERE = 0.25  # share of the rows' chances that does not depend on their residuals
@@ -101,22 +101,20 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     """
     points = np.empty((n, len(ground.found)))
     points[:], points[0] = ground.found, ground.first
-    moves = np.flatnonzero(ground.moves)
-    if n == 1 or not len(moves):
+    if n == 1 or True not in ground.moves.tolist():
         return points
-    draw = _draw(n - 1, tuple(moves.tolist()), seed)
+    draw = _draw(n - 1, ground.moves.tobytes(), seed)
+    moves = draw.moves
     first, found, lower, upper = (part[moves] for part in (ground.first, ground.found, ground.lower, ground.upper))
-    middle = np.where(draw.from_first, first, found)
-    starts = middle * draw.factors
-    if 0.0 in first or 0.0 in found:
-        starts = np.where(middle == 0.0, draw.shifts, starts)
-    _place(ground, moves, draw, starts)
-    starts[1::_KINDS] = np.where(draw.keeps, found, starts[1::_KINDS])
+    known = (first.tolist(), found.tolist())
+    starts = first * draw.of_first + found * draw.of_found
+    if 0.0 in known[0] or 0.0 in known[1]:
+        starts = np.where(starts == 0.0, draw.shifts, starts)
+    _place(ground, known, draw, starts)
     if (boxed := np.isfinite(upper - lower)).any():
         starts[4::_KINDS, boxed] = scale_samples(draw.unit[4::_KINDS, boxed], lower[boxed], upper[boxed])
-    points[1:, moves] = _inside(starts, lower, upper)
-    points[0] = _inside(points[0], ground.lower, ground.upper)
-    return points
+    points[1:, moves] = starts
+    return _inside(points, ground.lower, ground.upper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,68 +123,83 @@ class _Draw:
 
     Attributes
     ----------
+    moves : ndarray of int, shape (d,)
+        Which parameters have to be chosen.
     unit : ndarray, shape (n, d)
         Quasi-random numbers.
-    from_first : ndarray of bool, shape (n, 1)
-        Whether a start is drawn around p0.
-    factors, shifts : ndarray, shape (n, d)
-        What its middle is multiplied by, and where it is if its middle is 0.
+    of_first, of_found : ndarray, shape (n, d)
+        What p0 and the answer are multiplied by; one of them is 0.
+    shifts : ndarray, shape (n, d)
+        Where a parameter is if what it is drawn around is 0.
     chances : ndarray, shape (k, d)
         Which rows the places of the first two kinds are at: shares of the rows' summed chances.
-    keeps : ndarray of bool, shape (k', d)
-        Which parameters keep their answers in the second.
+    goes : ndarray of bool, shape (k', d)
+        Which parameters leave their answers in the second.
     """
 
+    moves: Places
     unit: Floats
-    from_first: Mask
-    factors: Floats
+    of_first: Floats
+    of_found: Floats
     shifts: Floats
     chances: Floats
-    keeps: Mask
+    goes: Mask
 
 
 @lru_cache(maxsize=16)
-def _draw(n: int, moves: tuple[int, ...], seed: int) -> _Draw:
+def _draw(n: int, which: bytes, seed: int) -> _Draw:
     """Quasi-random numbers for each parameter, for a row, and to spare; the same object for the same numbers."""
+    moves = np.flatnonzero(np.frombuffer(which, dtype=np.bool_))
     drawn = kronecker_sample(n, len(moves) + 2, seed=seed)
     unit, row, spare = drawn[:, :-2], drawn[:, -2:-1], drawn[:, -1:]
     kind = np.arange(n)[:, np.newaxis] % _KINDS
-    reach = 2.0 * unit - 1.0
     sign = np.where((kind == 4) & (spare < _MIRRORED), -1.0, 1.0)
+    reach = 2.0 * unit - 1.0
+    factors = sign * np.choose(kind, (_FAR, _FAR, _NEAR, _FAR, _WIDE)) ** reach
+    stays = (kind == 1) & ((spare + 0.5 * moves + 7.0 * unit) % 1.0 < 0.5)
+    around_first = np.where(kind < 2, spare < 0.5, kind != 3) & ~stays
     return _Draw(
+        moves,
         unit,
-        np.where(kind < 2, spare < 0.5, kind != 3),
-        sign * np.choose(kind, (_FAR, _FAR, _NEAR, _FAR, _WIDE)) ** reach,
-        sign * reach,
+        np.where(around_first, factors, 0.0),
+        np.where(stays, 1.0, np.where(around_first, 0.0, factors)),
+        np.where(stays, 0.0, sign * reach),
         # two places of one start are not the same
         ((row + unit) % 1.0)[kind[:, 0] < 2],
-        ((spare + 0.5 * np.array(moves) + 7.0 * unit) % 1.0 < 0.5)[1::_KINDS],
+        ~stays[1::_KINDS],
     )
 
 
-def _place(ground: Ground, moves: Places, draw: _Draw, starts: Floats) -> None:
+def _place(ground: Ground, known: tuple[list[float], list[float]], draw: _Draw, starts: Floats) -> None:
     """Move possible places of the first two kinds of starts to rows."""
-    columns = _columns_of(ground, moves)
+    columns = _columns_of(ground.columns, known)
     if not columns:
         return
     n = len(ground.residuals)
-    kernel = np.full(min(_SMOOTH, n), 1.0 / min(_SMOOTH, n))
-    chance = np.convolve(ground.residuals, kernel, mode="same") ** 2
-    total = float(chance.sum())
-    chance = chance * ((1.0 - _EVERYWHERE) / total) if 0.0 < total < math.inf else np.zeros(n)
+    sums = np.zeros(n + 2 * _BESIDE)
+    for shift in range(2 * _BESIDE + 1):
+        sums[shift : shift + n] += ground.residuals
+    around = sums[_BESIDE : _BESIDE + n]
+    total = float(around.dot(around))
+    chance = around * around * ((1.0 - _EVERYWHERE) / total) if 0.0 < total < math.inf else np.zeros(n)
     steps = (chance + _EVERYWHERE / n).cumsum()
-    chosen = np.minimum(steps.searchsorted(steps[-1] * draw.chances), n - 1)
+    chosen = steps.searchsorted(steps[-1] * draw.chances)
     for k, column in columns:
-        places = column[chosen[:, k]]
-        starts[0::_KINDS, k], starts[1::_KINDS, k] = places[0::2], places[1::2]
+        places = column.take(chosen[:, k])
+        starts[0::_KINDS, k] = places[0::2]
+        np.copyto(starts[1::_KINDS, k], places[1::2], where=draw.goes[:, k])
 
 
-def _columns_of(ground: Ground, moves: Places) -> list[tuple[int, Floats]]:
+def _columns_of(
+    columns: tuple[Floats, ...], known: tuple[list[float], list[float]]
+) -> list[tuple[int, Floats]]:
     """The parameters that began or ended in the range of an independent variable, and that variable."""
-    ranges = [(float(c.min()), float(c.max()), c) for c in ground.columns if c[0] != c[-1]]
+    sorted_one, *others = columns
+    ranges = [(sorted_one.item(0), sorted_one.item(-1), sorted_one)]
+    ranges += [(float(c.min()), float(c.max()), c) for c in others]
     found = []
-    for k, values in enumerate(zip(ground.first[moves].tolist(), ground.found[moves].tolist(), strict=True)):
-        within = (column for value in values for low, high, column in ranges if low <= value <= high)
+    for k, values in enumerate(zip(*known, strict=True)):
+        within = (column for value in values for low, high, column in ranges if low <= value <= high and low < high)
         if (column := next(within, None)) is not None:
             found.append((k, column))
     return found

@@ -10,10 +10,42 @@ from numpy.typing import ArrayLike, NDArray
 
 from nlsq_nb.errors import ConfigError, DataError
 
-__all__ = ["STRATEGIES", "ParameterNormalizer"]
+__all__ = ["STRATEGIES", "ParameterNormalizer", "scales_at"]
 
 Floats = NDArray[np.float64]
 STRATEGIES = ("auto", "bounds", "p0", "none")
+
+
+def scales_at(
+    start: Floats, bounds: tuple[Floats, Floats] | None, strategy: str
+) -> tuple[Floats, NDArray[np.bool_] | None]:
+    """The scales of `ParameterNormalizer`.
+
+    Parameters
+    ----------
+    start : ndarray, shape (p,)
+        Starting point.
+    bounds : (ndarray, ndarray) or None
+        Lower and upper bounds, ±inf for none.
+    strategy : str
+        One of `STRATEGIES`.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+        S.
+    ndarray of bool, shape (p,), or None
+        Which of them come from bounds; None where none can.
+    """
+    plain = strategy == "none"
+    # lists are faster than arrays of a few numbers
+    scales = np.array([1.0 if plain else abs(value) or 1.0 for value in start.tolist()])
+    if bounds is None or strategy not in ("auto", "bounds") or all(map(math.isinf, bounds[0].tolist())):
+        return scales, None
+    with np.errstate(invalid="ignore", over="ignore"):
+        width = bounds[1] - bounds[0]
+    boxed = np.isfinite(width) & (width > 0.0)
+    return np.where(boxed, width, scales), boxed
 
 
 class ParameterNormalizer:
@@ -57,21 +89,15 @@ class ParameterNormalizer:
         start = start if start.ndim else start.reshape(1)
         self.strategy = strategy
         self.n_params = len(start)
-        self.offsets = np.zeros(self.n_params)
         self.original_bounds: tuple[Floats, Floats] | None = None
-        plain = strategy == "none"
-        # lists are faster than arrays of a few numbers
-        self.scales = np.array([1.0 if plain else abs(value) or 1.0 for value in start.tolist()])
         if bounds is not None:
             lower, upper = both = np.empty((2, self.n_params))
             both[0], both[1] = bounds
             self.original_bounds = (lower, upper)
-            if strategy in ("auto", "bounds") and not all(map(math.isinf, lower.tolist())):
-                with np.errstate(invalid="ignore", over="ignore"):
-                    width = upper - lower
-                boxed = np.isfinite(width) & (width > 0.0)
-                self.scales = np.where(boxed, width, self.scales)
-                self.offsets = np.where(boxed, lower, 0.0)
+        self.scales, boxed = scales_at(start, self.original_bounds, strategy)
+        self.offsets = np.zeros(self.n_params)
+        if boxed is not None:
+            self.offsets[boxed] = lower[boxed]
 
     @property
     def normalization_jacobian(self) -> Floats:

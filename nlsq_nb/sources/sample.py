@@ -99,9 +99,12 @@ class SampleSource:
         runs = getattr(self._source, "runs", lambda ranges: None)(self._runs()) if far else None
         if runs is None:
             for chunk in self._source.chunks():
-                lo, hi = np.searchsorted(self._rows, (chunk.start, chunk.start + chunk.n_rows)).tolist()
-                if lo < hi:
-                    yield _picked(chunk.host(), self._rows[lo:hi] - chunk.start)
+                rows = self._rows
+                if chunk.n_rows < self._source.n_rows:
+                    lo, hi = rows.searchsorted((chunk.start, chunk.start + chunk.n_rows)).tolist()
+                    rows = rows[lo:hi] - chunk.start
+                if len(rows):
+                    yield _picked(chunk.host(), rows)
             return
         for run in runs:
             yield _copy(run)
