@@ -17,7 +17,7 @@ from nlsq_nb.compiled import is_eligible
 from nlsq_nb.config.flat import HybridStreamingConfig
 from nlsq_nb.config.given import config_from
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.columns import numeric
+from nlsq_nb.core.columns import is_on_device, numeric
 from nlsq_nb.core.normalize import ParameterNormalizer
 from nlsq_nb.core.sums import square
 from nlsq_nb.errors import ConvergenceWarning, DataError, NlsqError, UnsupportedOption
@@ -162,7 +162,7 @@ def fit_many(  # noqa: PLR0913 - those of curve_fit
     DataError
         For shapes that disagree, and when no set at all can be fitted: the error of the first.
     UnsupportedOption
-        For checkpoints and residual weights.
+        For checkpoints and residual weights, and for data on a GPU.
 
     Examples
     --------
@@ -176,6 +176,8 @@ def fit_many(  # noqa: PLR0913 - those of curve_fit
     options = config_from(config, {"verbose": 0} | config_fields)
     if options.weights.weighted or options.checkpoint.resume is not None:
         raise UnsupportedOption("fit_many has no residual weights and no checkpoints; use curve_fit")
+    if is_on_device(xdata, ydata):
+        raise UnsupportedOption("fit_many reads host arrays; copy xdata and ydata with .get(), or take curve_fit")
     y = numeric(ydata, "ydata")
     if y.ndim not in (2, 3) or not y.size:
         raise DataError(f"ydata has shape {y.shape}; (k, n) is needed, or (k, m, n) for m outputs")

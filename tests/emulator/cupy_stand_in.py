@@ -10,6 +10,7 @@ import ctypes
 import sys
 import types
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def make_cupy(driver: Driver) -> types.ModuleType:  # noqa: C901 - one class and
         Not yet in `sys.modules`.
     """
     cupy = types.ModuleType("cupy")
+    cupy.__spec__ = ModuleSpec("cupy", None)  # numba-cuda-mlir looks for it
 
     class OutOfMemoryError(MemoryError):
         """The device is full."""

@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from nlsq_nb import AdaptiveHybridStreamingOptimizer, HybridStreamingConfig, Model, curve_fit
+from nlsq_nb import AdaptiveHybridStreamingOptimizer, HybridStreamingConfig, Model, curve_fit, fit_many
 from nlsq_nb.backends import get_backend
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.sums import Accumulator
-from nlsq_nb.errors import BackendUnavailable, DataError, UnsupportedOption
+from nlsq_nb.errors import BackendUnavailable, DataError, ModelError, UnsupportedOption
 
 from ..emulator.cupy_stand_in import Exported
 
@@ -172,12 +172,25 @@ def test_what_a_device_cannot_do_is_said(cupy):
     x = cupy.asarray(np.arange(9.0))
     with pytest.raises(DataError, match="data are on a GPU, but backend='cpu'"):
         curve_fit("a*x", x, x, backend="cpu")
+    with pytest.raises(UnsupportedOption, match="fit_many reads host arrays"):
+        fit_many("a*x", x, np.ones((2, 9)))
+    with pytest.raises(ModelError, match="cannot be compiled for a GPU"):
+        curve_fit(Model.from_kernel(lambda x, a: x.nothing, lambda x, a: (x,)), x, x, p0=[1.0])
     with pytest.raises(UnsupportedOption, match="residual weights work on host arrays"):
         curve_fit("a*x", x, x, enable_residual_weighting=True, residual_weights=[1.0] * 9)
     with pytest.raises(UnsupportedOption, match="cannot run on a GPU"):
         curve_fit(lambda x, a: a * x, x, x, p0=[1.0], jac="3-point")
     with pytest.raises(UnsupportedOption, match="enable_multi_device"):
         curve_fit("a*x", [1.0, 2.0], [1.0, 2.0], enable_multi_device=True)
+
+
+def test_a_device_that_cannot_be_used_is_said(monkeypatch):
+    def forked():
+        raise RuntimeError("CUDA initialized before forking")
+
+    monkeypatch.setattr(compiler(), "get_current_device", forked)
+    with pytest.raises(BackendUnavailable, match=r"cannot use a CUDA device \(CUDA initialized before forking\)"):
+        curve_fit("a*x", [1.0, 2.0], [1.0, 2.0], backend="cuda")
 
 
 def test_a_full_device_streams(driver, monkeypatch, caplog):

@@ -25,6 +25,7 @@ from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.tsqr import TriangleAccumulator
+from nlsq_nb.errors import BackendUnavailable
 
 __all__ = ["CudaBackend"]
 
@@ -70,7 +71,13 @@ class CudaBackend:
 
     def __init__(self, *, multi_device: bool = False, memory: int | None = None) -> None:
         cuda = toolkit().cuda
-        first = int(cuda.get_current_device().id)
+        try:
+            first = int(cuda.get_current_device().id)
+        except Exception as error:
+            raise BackendUnavailable(
+                f"this process cannot use a CUDA device ({error}); a process that was forked from one that uses "
+                "CUDA cannot: start it with 'spawn'"
+            ) from error
         self._numbers = list(range(len(cuda.gpus))) if multi_device else [first]
         self._memory = memory
         self._own = threading.local()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_nb.backends.objects import Code, kept_code
+from nlsq_nb.errors import ModelError
 
 __all__ = ["Launcher", "machine_code"]
 
@@ -95,7 +96,13 @@ def _native(tools: Any, kernel: Any, kinds: tuple[str, ...], compute: Compute) -
     def compile_it() -> Code:
         types = importlib.import_module(f"{tools.package}.types")
         signature = types.void(*(_type(types, kind) for kind in kinds))
-        ptx, _ = tools.cuda.compile(function, signature, cc=compute, device=False, abi="numba", output="ptx")
+        try:
+            ptx, _ = tools.cuda.compile(function, signature, cc=compute, device=False, abi="numba", output="ptx")
+        except Exception as error:
+            if "point" not in module:
+                raise
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(f"point or jac_point cannot be compiled for a GPU: {first}") from error
         found = re.search(r"\.visible\s+\.entry\s+([\w$.]+)", ptx)
         assert found is not None
         return Code(machine_code(ptx, compute), (found[1],))
