@@ -277,12 +277,12 @@ class FitResult(DerivedValues):
             float64, one value per row, (n,) or (m, n), on the GPU if x is; with a band `(values,
             lower, upper)`.
         """
-        k = len(self.model.x)
-        if k > 1 and np.shape(x) == (k, k):
+        k, there = len(self.model.x), is_on_device(x)
+        if k > 1 and (tuple(getattr(x, "shape", ())) if there else np.shape(x)) == (k, k):
             raise DataError(
                 f"x of shape ({k}, {k}) can be read by rows or by columns; give a mapping of columns"
             )
-        if is_on_device(x):
+        if there:
             if band is not None:
                 raise UnsupportedOption("a band is computed from host arrays; give x.get()")
             from nlsq_nb.backends.cuda.backend import CudaBackend  # there is CUDA only where there are such arrays

@@ -46,8 +46,8 @@ def is_on_device(*values: Any) -> bool:
     Returns
     -------
     bool
-        True for objects with `__cuda_array_interface__`, or with DLPack on such a device, first in a
-        sequence or anywhere in a mapping.
+        True for objects with `__cuda_array_interface__`, or with DLPack on such a device, also in a
+        sequence or a mapping.
     """
     for value in values:
         if isinstance(value, np.ndarray) or value is None:
@@ -57,9 +57,12 @@ def is_on_device(*values: Any) -> bool:
         if hasattr(value, "__dlpack_device__") and int(value.__dlpack_device__()[0]) in _DEVICES:
             return True
         if isinstance(value, Mapping):
-            if is_on_device(*value.values()):
-                return True
-        elif isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]) and is_on_device(value[0]):
+            parts = list(value.values())
+        elif isinstance(value, (list, tuple)) and value and not np.isscalar(value[0]):
+            parts = [part for part in value if not isinstance(part, (list, tuple))]
+        else:
+            continue
+        if is_on_device(*parts):
             return True
     return False
 

@@ -71,6 +71,8 @@ def test_real_dtypes_are_read(cupy, kind):
         ({"shape": (2, 250)}, "ydata has 2 rows; the model needs"),
         ({"shape": (400,)}, "xdata has 500 rows but ydata has 400"),
         ({"shape": (0,)}, "must not be empty"),
+        ({"data": (64, False)}, "ydata says that it lies at 0x40, which is not memory of a CUDA device"),
+        ({"typestr": "junk"}, "ydata, a Described, does not give its memory away: data type 'junk'"),
     ],
 )
 def test_what_would_be_misread_is_refused(cupy, changed, text):
@@ -147,8 +149,20 @@ def test_predict_on_a_device_needs_no_data(cupy):
     both = np.stack([x, x**2])
     for given in (both, np.ascontiguousarray(both.T)):
         assert np.allclose(flat.predict(cupy.asarray(given)).get(), 2 * x + x**2, atol=1e-9)
+    assert np.allclose(flat.predict((x, cupy.asarray(x**2))).get(), 2 * x + x**2, atol=1e-9)
     with pytest.raises(DataError, match=r"x has 5 rows but x\['x'\] has 500"):
         flat.predict({"x": there, "z": there[:5]})
+
+
+def test_lists_may_hold_arrays_of_either_side(cupy):
+    x, y = decay()
+    model, start = Model(["a*exp(-b*x) + c", "a + c*x"]), START
+    both, sigma = [y, 2.4 + 0.4 * x], [np.full(500, 0.02), np.full(500, 0.03)]
+    expected = curve_fit(model, x, both, p0=start, sigma=sigma)
+    for first, second in ((np.asarray, cupy.asarray), (cupy.asarray, np.asarray)):
+        for place in (first, second):
+            found = curve_fit(model, place(x), [first(both[0]), second(both[1])], p0=start, sigma=[*map(first, sigma)])
+            agree(found, expected)
 
 
 def planted(n=900, kind=float):

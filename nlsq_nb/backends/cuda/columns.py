@@ -275,6 +275,8 @@ def to_host(values: Any, field: str) -> Any:
     """A copy on the host of what lies on a device; anything else as it is."""
     if not is_on_device(values):
         return values
+    if isinstance(values, (list, tuple)):
+        return [to_host(part, f"{field}[{k}]") for k, part in enumerate(values)]
     interface = interface_of(values, field)
     dtype, parts = np.dtype(interface["typestr"]), split_interface(interface, field)
     with on_device_number(common_device([(field, part) for part in parts])):

@@ -43,6 +43,7 @@ def interface_of(values: Any, field: str) -> dict[str, Any]:
             cupy: Any = sys.modules.get("cupy") or importlib.import_module("cupy")
             owner = cupy.from_dlpack(values)
         found = owner.__cuda_array_interface__
+        dtype, _, _ = np.dtype(found["typestr"]), tuple(found["shape"]), int(found["data"][0])
     except ImportError:
         raise BackendUnavailable(
             "data that offer DLPack only are read by CuPy; install the extra: pip install 'nlsq_nb[gpu]'"
@@ -51,7 +52,6 @@ def interface_of(values: Any, field: str) -> dict[str, Any]:
         raise DataError(f"{field}, a {type(values).__name__}, does not give its memory away: {error}") from error
     if found.get("mask") is not None:
         raise DataError(f"{field} is masked; drop the masked rows first")
-    dtype = np.dtype(found["typestr"])
     if dtype.kind not in "fiub" or dtype.itemsize > 8:
         raise DataError(f"{field} has dtype {dtype}; real numbers of at most 64 bits are needed on a device")
     if not dtype.isnative:
@@ -113,23 +113,25 @@ def common_device(columns: Sequence[tuple[str, Any]]) -> int:
     Raises
     ------
     DataError
-        When they lie on several.
+        When they lie on several, or not on a device at all.
     """
     found: dict[int, str] = {}
     for field, column in columns:
         if isinstance(column, dict) and column["shape"][0]:
-            found.setdefault(_device_of(int(column["data"][0])), field)
+            found.setdefault(_device_of(int(column["data"][0]), field), field)
     if len(found) > 1:
         (one, first), (other, second) = list(found.items())[:2]
         raise DataError(f"{first} is on device {one}, {second} on device {other}; copy one to where the other is")
     return next(iter(found), _current())
 
 
-def _device_of(address: int) -> int:
+def _device_of(address: int, field: str) -> int:
     """The device of an address, as the driver knows it."""
     driver: Any = importlib.import_module("cuda.bindings.driver")
     ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     failed, number = driver.cuPointerGetAttribute(ordinal, address)
+    if failed == driver.CUresult.CUDA_ERROR_INVALID_VALUE:
+        raise DataError(f"{field} says that it lies at {address:#x}, which is not memory of a CUDA device")
     return _current() if int(failed) or int(number) < 0 else int(number)
 
 
