@@ -101,14 +101,14 @@ class Model(ModelBase):
 
     @classmethod
     def _assemble(cls, definition: Definition) -> Model:
-        model = cls.__new__(cls)
+        model = Model.__new__(Model)
         model._set(definition)  # noqa: SLF001 - a second constructor
         return model
 
     @classmethod
     def _wrap(cls, program: OpaqueProgram | PointProgram, rebuild: _Rebuild) -> Model:
         """A model of Python functions; `rebuild` is how it is made again when unpickled."""
-        model = cls.__new__(cls)
+        model = Model.__new__(Model)
         vars(model).update(_definition=None, _functions=program, _rebuild=rebuild)
         model._name(rebuild.x, rebuild.params, rebuild.name)  # noqa: SLF001
         return model

@@ -121,6 +121,11 @@ def test_a_named_model_is_pickled_with_its_rules():
     assert again.guess(X, y) == damped_sine.guess(X, y)
 
 
+def test_what_is_made_otherwise_is_a_plain_model():
+    assert type(NamedModel.from_json(gaussian.to_json())) is Model
+    assert type(NamedModel.from_function(lambda x, a, b: a * np.exp(-b * x))) is Model
+
+
 def test_rules_are_checked():
     with pytest.raises(DataError, match="nonlinear parameters"):
         NamedModel("peak", "a*exp(-((x - m)/s)**2)", m="place")
