@@ -161,6 +161,7 @@ def make_cupy(driver: Driver) -> types.ModuleType:  # noqa: C901 - one class and
 
     cupy.ndarray, cupy.asarray, cupy.array, cupy.empty = ndarray, asarray, asarray, ndarray
     cupy.from_dlpack = lambda values: values.held
+    cupy.get_default_memory_pool = lambda: types.SimpleNamespace(free_bytes=lambda: driver.pooled)
     cupy.cuda = types.SimpleNamespace(
         Device=device, memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
     )

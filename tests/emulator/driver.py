@@ -91,6 +91,8 @@ class Driver:
         Every copy and launch since `forget`.
     counts : Counter
         Allocations, synchronisations, and the like.
+    pooled : int
+        Bytes of a pool of the stand-in for CuPy, which are not free to others.
     largest : int
         Bytes that one allocation can have, as when free memory is in pieces.
     error : Exception or None
@@ -106,7 +108,7 @@ class Driver:
         self.ledger: list[Transfer] = []
         self.counts: Counter[str] = Counter()
         self.random = random.Random(0)
-        self.largest = memory
+        self.largest, self.pooled = memory, 0
         self.keep: list[object] = []  # what C holds the addresses of
         self.error: BaseException | None = None
         self._reserved = 1 << 36
@@ -165,7 +167,7 @@ class Driver:
     def allocate(self, size: int) -> int | None:
         """Address of new, poisoned memory of the current device; None when it is full."""
         with self.lock:
-            if size > self.largest or self.held(self.device) + size > self.memory:
+            if size > self.largest or self.held(self.device) + size > self.memory + self.pooled:
                 return None
             address = self._begin + self._used
             self._used += -(-(size + _PAGE) // _PAGE) * _PAGE  # a gap after each allocation, never used again

@@ -133,7 +133,7 @@ def cuMemsetD8Async(d, address, value, size, stream): d.fill(address, value, siz
 def cuMemsetD8(d, address, value, size): d.fill(address, value, size, 0)
 @entry(V, V)
 def cuMemGetInfo(d, free, total):
-    put(free, S, d.memory - d.held(d.device))
+    put(free, S, max(0, d.memory - d.held(d.device)))
     put(total, S, d.memory)
 @entry(V, V, P)
 def cuMemGetAddressRange(d, begin, size, address):

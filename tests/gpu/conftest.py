@@ -55,7 +55,7 @@ def driver(_session_driver, monkeypatch):
         pytest.skip("runs on the stand-in driver; -m gpu chose a device")
     monkeypatch.delitem(sys.modules, "cupy", raising=False)  # the real one needs a real driver
     driver.forget()
-    driver.error, driver.order, driver.memory, driver.largest = None, "random", 1 << 31, 1 << 31
+    driver.error, driver.order, driver.memory, driver.largest, driver.pooled = None, "random", 1 << 31, 1 << 31, 0
     yield driver
     assert driver.error is None
 

@@ -203,6 +203,16 @@ def test_a_full_device_streams(driver, monkeypatch, caplog):
     assert "are streamed" in caplog.text
 
 
+def test_what_cupy_keeps_is_room(cupy, driver, caplog):
+    """Nothing is free to others, but CuPy, which allocates for us, has enough."""
+    problem = decay(40_000)
+    driver.memory = driver.held(0)
+    driver.pooled = 2_000_000
+    with caplog.at_level(logging.INFO, logger="nlsq_nb.backends"):
+        agree(curve_fit(problem[0], problem[1][0], problem[2], p0=problem[3], backend="cuda"), fitted(problem, "cpu"))
+    assert "streamed" not in caplog.text
+
+
 def test_memory_in_pieces_is_tried_with_less(driver, monkeypatch, caplog):
     """What is free is not to be had at once: the data are streamed, in pieces that are halved until they fit."""
     problem = decay(20_000)

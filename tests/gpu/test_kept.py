@@ -9,6 +9,7 @@ from nlsq_nb.backends.cuda import native
 from nlsq_nb.backends.cuda.toolkit import toolkit
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.sums import Accumulator
+from nlsq_nb.errors import BackendUnavailable
 
 
 @pytest.fixture
@@ -56,6 +57,15 @@ def test_what_cannot_be_trusted_is_compiled_anew(folder, harm):
             path.chmod(0o666)
     begin_process()
     assert total(Model("a*x + b")) == (found, 2)
+
+
+def test_a_compiler_that_fails_is_named(folder, monkeypatch):
+    def fail(*args, **named):
+        raise AttributeError("module 'numpy' has no attribute 'row_stack'")
+
+    monkeypatch.setattr(toolkit().cuda, "compile", fail)
+    with pytest.raises(BackendUnavailable, match=r"cannot compile sums1 \(AttributeError: .*NumPy < 2.5"):
+        total(Model("a*x + b"))
 
 
 def test_functions_that_were_handed_in_are_not_kept(folder):

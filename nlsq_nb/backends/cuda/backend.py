@@ -17,7 +17,7 @@ from nlsq_nb.backends.cuda.columns import DeviceColumn, put_column, read_variabl
 from nlsq_nb.backends.cuda.devices import Device
 from nlsq_nb.backends.cuda.kernels import CudaKernel, block_count, compile_program
 from nlsq_nb.backends.cuda.passes import PIECE, Part, Pass
-from nlsq_nb.backends.cuda.toolkit import DeviceFull, as_users, empty, on_device_number, toolkit
+from nlsq_nb.backends.cuda.toolkit import DeviceFull, as_users, empty, free_memory, on_device_number, toolkit
 from nlsq_nb.backends.reference import ReferenceBackend
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
@@ -219,8 +219,7 @@ class CudaBackend:
     def _budget(self, number: int) -> int:
         """Bytes that data may take on a device now."""
         with on_device_number(number):
-            free, _ = toolkit().cuda.current_context().get_memory_info()
-        available = int(_SHARE * free)
+            available = int(_SHARE * free_memory())
         return available if self._memory is None else max(0, min(available, self._memory - self._held))
 
     def _place(self, chunk: Chunk, dtype: np.dtype[Any]) -> tuple[Part, ...] | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_nb.backends.objects import Code, kept_code
-from nlsq_nb.errors import ModelError
+from nlsq_nb.errors import BackendUnavailable, ModelError
 
 __all__ = ["Launcher", "machine_code"]
 
@@ -99,10 +99,13 @@ def _native(tools: Any, kernel: Any, kinds: tuple[str, ...], compute: Compute) -
         try:
             ptx, _ = tools.cuda.compile(function, signature, cc=compute, device=False, abi="numba", output="ptx")
         except Exception as error:
-            if "point" not in module:
-                raise
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(f"point or jac_point cannot be compiled for a GPU: {first}") from error
+            first = str(error).strip().partition("\n")[0]
+            if "point" in module:
+                raise ModelError(f"point or jac_point cannot be compiled for a GPU: {first}") from error
+            raise BackendUnavailable(
+                f"{tools.installed} cannot compile {function.__name__} ({type(error).__name__}: {first}); numba-cuda "
+                "needs NumPy < 2.5, numba-cuda-mlir does not"
+            ) from error
         found = re.search(r"\.visible\s+\.entry\s+([\w$.]+)", ptx)
         assert found is not None
         return Code(machine_code(ptx, compute), (found[1],))

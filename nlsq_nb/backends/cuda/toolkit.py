@@ -19,7 +19,7 @@ from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.targets.cuda_common import COMMON, IMPORTS
 from nlsq_nb.errors import BackendUnavailable
 
-__all__ = ["DeviceFull", "Toolkit", "as_users", "empty", "on_device_number", "pinned", "toolkit"]
+__all__ = ["DeviceFull", "Toolkit", "as_users", "empty", "free_memory", "on_device_number", "pinned", "toolkit"]
 
 _INSTALL = "install the extra: pip install 'nlsq_nb[gpu]'"
 _CHOICES = (  # what is installed, what is imported, what generated text imports
@@ -105,7 +105,7 @@ def toolkit() -> Toolkit:
             if cuda.is_available():
                 return Toolkit(installed, package, cuda, imports)
             reasons.append(f"{installed}: {_why_not(cuda)}")
-        except ImportError as error:
+        except Exception as error:  # noqa: BLE001 - half-installed, or an import that was interrupted
             reasons.append(f"{installed} cannot be imported: {error}")
     if not reasons:
         raise BackendUnavailable(f"backend='cuda' needs numba-cuda, which is not installed; {_INSTALL}")
@@ -163,6 +163,22 @@ def empty(size: int, dtype: Any) -> Any:
         return _allocated(lambda: cuda.device_array(size, dtype), size, dtype, "the device")
     memory = _allocated(lambda: cupy.empty(size, dtype), size, dtype, "the device")
     return cuda.as_cuda_array(memory, sync=False)
+
+
+def free_memory() -> int:
+    """Bytes that `empty` may find on the current device, also those that CuPy keeps for later.
+
+    Returns
+    -------
+    int
+        In one piece or in several.
+    """
+    free, _ = toolkit().cuda.current_context().get_memory_info()
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        return int(free)
+    pool = cupy.get_default_memory_pool()
+    return int(free) + int(pool.free_bytes())
 
 
 def pinned(size: int, dtype: Any) -> Any:
