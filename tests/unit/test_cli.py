@@ -433,3 +433,9 @@ def test_interrupt_in_process(run, monkeypatch):
 
     monkeypatch.setattr("nlsq_nb.sources.tables.read_table", interrupt)
     assert run("fit", MISRA, "a*x") == (130, "", "nlsq-nb: error: interrupted\n")
+
+
+def test_the_package_runs_as_the_command():
+    words = [sys.executable, "-m", "nlsq_nb", "fit", str(MISRA), "b1*(1 - exp(-b2*x))", "--p0", "b1=500,b2=0.0001"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "238.9" in done.stdout
