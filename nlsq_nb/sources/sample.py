@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -77,6 +78,9 @@ class SampleSource:
         parts = list(self._parts())
         if not parts:
             raise SourceError("none of the rows that were drawn as a sample can be read")
+        if len(parts) == 1 and parts[0].n_rows <= _STEP:
+            yield replace(parts[0], start=0, lasting=True)
+            return
         x, y = _joined([part.x for part in parts]), _joined([part.y for part in parts])
         weights = [part.w for part in parts if part.w is not None]
         w = _joined(weights) if weights else None
@@ -199,6 +203,4 @@ def _copy(chunk: Chunk) -> Chunk:
 
 def _joined(parts: Sequence[Columns]) -> Columns:
     """Pieces of columns, end to end."""
-    if len(parts) == 1:
-        return parts[0]
     return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
