@@ -166,18 +166,19 @@ def second_opinion(
     begin, rows, residuals = time.perf_counter(), look.rows, look.residuals
     part = check_objective(problem, options, backend, objective, rows)
     # linear parameters are at their best in every comparison, however the fit itself treats them
-    separable = np.array(look.linear) & state.free
-    asked = state if np.array_equal(separable, state.separable) else replace(state, separable=separable)
+    each = list(zip(state.free.tolist(), look.linear, strict=True))  # lists are faster than arrays of a few
+    separable = [free and linear for free, linear in each]
+    asked = state if separable == state.separable.tolist() else replace(state, separable=np.array(separable))
     share = part.weight / objective.weight
     attempts, answer = Attempts(asked, options, part, share * state.signal), end_of(state)
-    moves = asked.free & ~asked.separable
+    moves = [free and not linear for free, linear in each]
     n_starts, n_fits = (_STARTS, _FITS) if attempts.native else (_FEWER_STARTS, _FEWER_FITS)
-    n_starts = min(n_starts, _STARTS_PER_PARAMETER * (1 + moves.tolist().count(True)))
+    n_starts = min(n_starts, _STARTS_PER_PARAMETER * (1 + moves.count(True)))
     if not answer.converged:  # without an answer more is to be gained
         n_starts, n_fits = 2 * n_starts, 2 * n_fits
     emit(SecondOpinionAsked(look.doubts, n_starts, rows.n_rows))
     residual = residuals[0] if len(residuals) == 1 else residuals.sum(axis=0)
-    ground = Ground(look.columns, residual, problem.p0, state.theta, state.lower, state.upper, moves)
+    ground = Ground(look.columns, residual, problem.p0, state.theta, state.lower, state.upper, np.array(moves))
     starts = rivals(ground, n_starts, options.setup.seed + state.opinions)
     before, whole = part.passes, rows.n_rows == objective.source.n_rows
     worth = attempts.screen(starts)
@@ -281,12 +282,13 @@ def _best(attempts: Attempts, asked: FitState, here: End, starts: Floats, worth:
 
 def _chosen(asked: FitState, starts: Floats, sse: Floats) -> Iterator[int]:
     """The starts that are neither near each other nor near the answer, those of the lowest sse first."""
-    # a few of them are asked for, for which lists are faster than arrays
-    points, worth = starts.tolist(), sse.tolist()
-    moves = [k for k, each in enumerate((asked.free & ~asked.separable).tolist()) if each]
+    free, separable = asked.free.tolist(), asked.separable.tolist()
+    moves = [k for k in range(len(free)) if free[k] and not separable[k]]
     taken: list[list[float]] = [asked.theta.tolist()]
-    for row in sorted((k for k, each in enumerate(worth) if math.isfinite(each)), key=worth.__getitem__):
-        point = points[row]
+    for row in sse.argsort(kind="stable").tolist():
+        if not math.isfinite(sse[row]):
+            return
+        point = starts[row].tolist()
         if not any(_is_near(point, other, moves) for other in taken):
             yield row
             taken.append(point)
