@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core import lapack
-from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, length, solve_positive
+from nlsq_nb.core.linsolve import cholesky, column_norms, column_scaled, length, principal, solve_positive
 
 __all__ = ["SLACK", "Step", "limited", "next_radius", "trust_region_step"]
 
@@ -86,30 +86,37 @@ def trust_region_step(
     delta = np.zeros_like(g)
     damping: float | None = None
     for _ in range(3 * len(g) + 3):
-        right = g[free] - h[np.ix_(free, ~free)] @ delta[~free]
-        target, damping = _unbounded(
-            h[np.ix_(free, free)], right, scale[free], radius, ridge, damping
-        )
-        way = np.zeros_like(g)
-        way[free] = target - delta[free]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.where(way > 0.0, (upper - delta) / way, (lower - delta) / way)
-        share = np.where(way == 0.0, np.inf, share)
-        stop = int(np.argmin(share)) if len(share) else 0
-        if len(share) and share[stop] < 1.0:  # hold the parameter that its bound stops first
-            delta = delta + share[stop] * way
-            delta[stop] = upper[stop] if way[stop] > 0.0 else lower[stop]
-            free[stop] = False
+        target = np.where(free, 0.0, delta)
+        right = g - h.dot(target) if target.any() else g
+        target[free], damping = _unbounded(principal(h, free), right[free], scale[free], radius, ridge, damping)
+        if ((target < lower) | (target > upper)).any():  # hold the parameter that its bound stops first
+            delta = _stopped(delta, target, room, free)
             continue
-        delta = delta + way
-        pull = g - h @ delta - damping * scale**2 * delta  # multipliers of the held parameters
+        delta = target
+        held = useful & ~free
+        if not held.any():
+            break
+        unit = np.where(scale > 0.0, scale, 1.0)
+        pull = g - h.dot(delta) - damping * scale**2 * delta  # multipliers of the held parameters
         inward = np.where(delta == upper, -pull, np.where(delta == lower, pull, 0.0))
-        inward = np.where(useful & ~free, inward / np.where(scale > 0.0, scale, 1.0), 0.0)
-        worst = int(np.argmax(inward)) if len(inward) else 0
-        if not len(inward) or inward[worst] <= 1e-14 * length(g / np.where(scale > 0, scale, 1)):
+        inward = np.where(held, inward / unit, 0.0)
+        worst = int(inward.argmax())
+        if inward[worst] <= 1e-14 * length(g / unit):
             break
         free[worst] = True
     return _step(h, g, scale, delta, damping or 0.0)
+
+
+def _stopped(delta: Floats, target: Floats, room: tuple[Floats, Floats], free: NDArray[np.bool_]) -> Floats:
+    """As far on the way to a target as the bounds allow; what stops it there is not free from now on."""
+    way = target - delta
+    limit = np.where(way > 0.0, room[1], room[0])
+    share = np.divide(limit - delta, way, out=np.full_like(way, np.inf), where=way != 0.0)
+    stop = int(share.argmin())
+    delta = delta + share[stop] * way
+    delta[stop] = limit[stop]
+    free[stop] = False
+    return delta
 
 
 def _step(h: Floats, g: Floats, scale: Floats, delta: Floats, damping: float) -> Step:
