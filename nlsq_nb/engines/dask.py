@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby, pairwise
+from itertools import chain, pairwise
 from typing import Any
 
+import numpy as np
+
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span, reduce_part
+from nlsq_nb.engines.placing import Given, Part, given_to, in_turn, owned, spans_of
 from nlsq_nb.engines.spread import Cluster, Progress
 from nlsq_nb.errors import BackendUnavailable, ConfigError, MissingDependency, NlsqError, SourceError, UnsupportedOption
 from nlsq_nb.sources.dask_arrays import DaskArrays
-from nlsq_nb.sources.dask_blocks import DaskField, Piece, require_open
+from nlsq_nb.sources.dask_blocks import DaskField, require_open
+from nlsq_nb.sources.pieces import Piece
 
 __all__ = ["DaskCluster", "cluster_of"]
 
-_PER_WORKER = 2  # tasks of a pass: each costs milliseconds, but with one the slowest worker decides
-_LONG = 1 << 21  # rows per worker from which there is more than one
+_PER_WORKER = 2  # tasks of a long pass, which tell how far it is; each costs milliseconds
+_LONG = 1 << 26  # rows per worker from which a pass is long
 _HELD = 1 << 27  # bytes of blocks that a task computes, which are in memory together
 _ATTEMPTS = 3  # workers that try to read a file
 _PATIENCE = 60.0  # seconds that a cluster may be without workers
@@ -82,21 +86,17 @@ def _active(kind: Any, *, required: bool) -> Cluster | None:
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Spans of one task, and the worker that is best placed for it."""
-
-    spans: tuple[Span, ...]
-    worker: str | None = None
-
-
 class _Parcel:
     """A job as Dask should carry it: it would take a dataclass to pieces, looking for collections."""
 
     __slots__ = ("job", "rows", "share", "starts")
 
     def __init__(
-        self, job: Job, rows: FileRows | BlockRows, share: int, starts: tuple[tuple[int, ...], ...] = ()
+        self,
+        job: Job,
+        rows: FileRows | BlockRows,
+        share: int,
+        starts: tuple[tuple[int | tuple[int, ...], ...], ...] = (),
     ) -> None:
         self.job, self.rows, self.share, self.starts = job, rows, share, starts
 
@@ -116,13 +116,32 @@ def _work(parcel: _Parcel, spans: tuple[Span, ...], *blocks: Any) -> Any:
     worker = get_worker()
     threads = max(1, worker.state.nthreads // parcel.share)
     flat = iter(blocks)
-    pieces: list[list[Piece]] = [[(first, next(flat)) for first in field] for field in parcel.starts]
+    pieces = [[piece for first in field for piece in _pieces(first, next(flat))] for field in parcel.starts]
     try:
         return reduce_part(parcel.job, parcel.rows, spans, threads, pieces)
     except SourceError as error:
         return _Unreadable(worker.address, str(error))
     except NlsqError as error:  # an answer, not a fault of the cluster that it should log
         return error
+
+
+def _pieces(first: int | tuple[int, ...], given: Any) -> list[Piece]:
+    """A block, or slices of one."""
+    return [(first, given)] if isinstance(first, int) else list(zip(first, given, strict=True))
+
+
+def _slices(block: Any, rows: Sequence[tuple[int, int]], row_axis: int) -> list[Any]:
+    """Copies of some rows of a block, counted in it; runs where the block is."""
+    return [np.array(block[lo:hi] if row_axis == 0 else block[:, lo:hi]) for lo, hi in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The parts of fields that are in memory, while the workers are the same."""
+
+    fields: Sequence[DaskField]
+    workers: frozenset[str]
+    parts: list[Part]
 
 
 @dataclass(slots=True)
@@ -137,8 +156,8 @@ class DaskCluster:
 
     client: Any
     _unfit: set[str] = field(default_factory=set)
-    _owners: tuple[frozenset[str], tuple[str | None, ...]] | None = None
-    _delayed: list[list[Any]] | None = None
+    _placed: _Placed | None = None
+    _delayed: tuple[Sequence[DaskField], list[list[Any]]] | None = None
 
     @property
     def n_workers(self) -> int:
@@ -149,19 +168,28 @@ class DaskCluster:
         self, job: Job, rows: FileRows | BlockRows, fields: Sequence[DaskField], on_progress: Progress | None
     ) -> list[Any]:
         """One pass; see `Cluster.reduce`."""
-        step = rows.reading.chunk_rows if isinstance(rows, FileRows) else rows.step
-        n_chunks = -(-rows.n_rows // step)
         workers = self._workers()
         per_worker = _PER_WORKER if rows.n_rows >= _LONG * len(workers) else 1
         if isinstance(rows, FileRows):
-            parts = _in_equal_parts(n_chunks, per_worker, workers)
+            parts = _in_equal_parts(-(-rows.n_rows // rows.step), per_worker, workers)
         else:
-            parts = self._at_blocks(n_chunks, step, per_worker, workers, fields)
+            parts = self._at_blocks(rows, per_worker, workers, fields)
 
-        def submit(part: _Part, among: list[str] | None) -> Any:
-            if isinstance(rows, BlockRows):
-                return self._submit_blocks(_Parcel(job, rows, per_worker), part, fields, step)
-            return self._submit_file(_Parcel(job, rows, per_worker), part, among)
+        def submit(part: Part, among: list[str] | None) -> Any:
+            parcel = _Parcel(job, rows, per_worker, part.starts)
+            if isinstance(rows, BlockRows) and part.worker is None:
+                return self._submit_computed(parcel, part)
+            wanted = [part.worker] if among is None else among
+            return self.client.submit(
+                _work,
+                parcel,
+                part.spans,
+                *part.blocks,
+                pure=False,
+                workers=wanted,
+                allow_other_workers=among is None,
+                retries=job.retries if part.blocks else 0,  # of blocks; what a part raises is returned
+            )
 
         futures = [submit(part, None) for part in parts]
         done: list[Any] = [None] * len(parts)
@@ -170,7 +198,7 @@ class DaskCluster:
             failed: dict[int, list[_Unreadable]] = {}
             while waiting:
                 self._wait([futures[k] for k in waiting], rows.n_rows, on_progress)
-                self._collect(waiting, futures, done, parts, step)
+                self._collect(waiting, futures, done, parts, rows.step)
                 waiting = [k for k in waiting if isinstance(done[k], _Unreadable)]
                 for k in waiting:
                     failed.setdefault(k, []).append(done[k])
@@ -197,67 +225,91 @@ class DaskCluster:
         return found
 
     def _at_blocks(
-        self, n_chunks: int, step: int, per_worker: int, workers: list[str], fields: Sequence[DaskField]
-    ) -> list[_Part]:
+        self, rows: BlockRows, per_worker: int, workers: list[str], fields: Sequence[DaskField]
+    ) -> list[Part]:
         """Parts of blocks that are in the memory of one worker, or of few blocks that are yet to be computed."""
-        now = frozenset(workers)
-        if self._owners is None or self._owners[0] != now:
-            self._owners = now, self._who_has(n_chunks, step, fields)
-        owners = self._owners[1]
-        if None in owners:
-            size = sum(f.array.nbytes for f in fields)
-            count = min(n_chunks, max(per_worker * len(workers), -(-size // _HELD)))
-            return _in_equal_parts(n_chunks, count, [None])
+        now, placed = frozenset(workers), self._placed
+        if placed is not None and placed.fields is fields and placed.workers == now:
+            return placed.parts
+        edges = [of.edges for of in fields]
+        spans = spans_of(edges, rows.n_rows, rows.longest)
+        held = self._held(fields)
+        if held is not None:
+            parts = self._parts_of_held(spans, per_worker, fields, held)
+            lasting = all(len(at) == 1 for _, at in chain.from_iterable(held))  # copies, the scheduler deletes
+            self._placed = _Placed(fields, now, parts) if lasting else None
+            return parts
+        size = sum(f.array.nbytes for f in fields)
+        count = min(len(spans), max(per_worker * len(workers), -(-size // _HELD)))
+        return [self._part_of_computed(run, fields, edges) for run in in_turn(spans, count)]
+
+    def _held(self, fields: Sequence[DaskField]) -> list[list[tuple[Any, tuple[str, ...]]]] | None:
+        """The blocks of each field and which workers hold them; None where one is not in memory."""
+        from distributed import Future, futures_of
+
+        found = []
+        for of in fields:
+            known = {future.key: future for future in futures_of(of.array)}
+            keys = _flat(of.array.__dask_keys__())
+            if any(key not in known for key in keys):
+                return None
+            mine = (known[key] for key in keys)
+            found.append([f if f.client is self.client else Future(f.key, self.client) for f in mine])
+        places = self.client.who_has(list(chain.from_iterable(found)))
+        if any(not places.get(future.key) for future in chain.from_iterable(found)):
+            return None
+        return [[(future, tuple(sorted(places[future.key]))) for future in some] for some in found]
+
+    def _parts_of_held(
+        self,
+        spans: Sequence[Span],
+        per_worker: int,
+        fields: Sequence[DaskField],
+        held: Sequence[Sequence[tuple[Any, tuple[str, ...]]]],
+    ) -> list[Part]:
+        """Each worker's blocks, and of those of others copies of the few rows that it needs, made once."""
+        leading = max(range(len(fields)), key=lambda number: fields[number].array.nbytes)
+        of_worker = owned(spans, fields[leading].edges, [at for _, at in held[leading]])
         parts = []
-        for owner in sorted({o for o in owners if o}):
-            mine = [k for k in range(n_chunks) if owners[k] == owner]
-            for i in range(min(per_worker, len(mine))):
-                share = mine[i * len(mine) // per_worker : (i + 1) * len(mine) // per_worker]
-                parts.append(_Part(tuple(_runs(share)), owner))
-        return [part for part in parts if part.spans]
+        for worker, mine in of_worker.items():
+            for run in in_turn(mine, per_worker):
+                starts, blocks = [], []
+                for of, some in zip(fields, held, strict=True):
+                    given = given_to(run, of.edges)
+                    pairs = [self._piece(of, g, *some[g.block], worker) for g in given]
+                    starts.append(tuple(first for first, _ in pairs))
+                    blocks += [block for _, block in pairs]
+                parts.append(Part(run, worker, tuple(starts), tuple(blocks)))
+        return parts
 
-    def _who_has(self, n_chunks: int, step: int, fields: Sequence[DaskField]) -> tuple[str | None, ...]:
-        """The worker that holds most of each chunk's longest field; None where it is not in memory."""
-        from distributed import futures_of
+    def _piece(
+        self, of: DaskField, given: Given, block: Any, at: Sequence[str], worker: str
+    ) -> tuple[int | tuple[int, ...], Any]:
+        """A block, or what is needed of one that another worker holds."""
+        begin, end = of.edges[given.block : given.block + 2]
+        if worker in at or 2 * given.n_rows > end - begin:
+            return begin, block
+        rows = [(lo - begin, hi - begin) for lo, hi in given.rows]
+        cut = self.client.submit(_slices, block, rows, of.row_axis, pure=False)
+        return tuple(lo for lo, _ in given.rows), cut
 
-        largest = max(fields, key=lambda f: f.array.nbytes)
-        held = {future.key: future for future in futures_of(largest.array)}
-        keys = _flat(largest.array.__dask_keys__())
-        if any(key not in held for key in keys):
-            return (None,) * n_chunks
-        places = self.client.who_has([held[key] for key in keys])
-        at = [next(iter(sorted(places.get(key, ()))), None) for key in keys]
-        edges, owners, block = largest.edges, [], 0
-        for k in range(n_chunks):
-            middle = min(k * step + step // 2, edges[-1] - 1)
-            while edges[block + 1] <= middle:
-                block += 1
-            owners.append(at[block])
-        return tuple(owners)
+    def _part_of_computed(
+        self, run: tuple[Span, ...], fields: Sequence[DaskField], edges: Sequence[Sequence[int]]
+    ) -> Part:
+        """A part with the blocks that are computed for it."""
+        if self._delayed is None or self._delayed[0] is not fields:
+            self._delayed = fields, [_flat(f.array.to_delayed().tolist()) for f in fields]
+        numbers = [[g.block for g in given_to(run, some)] for some in edges]
+        starts = tuple(tuple(some[k] for k in needed) for some, needed in zip(edges, numbers, strict=True))
+        blocks = [f[k] for f, needed in zip(self._delayed[1], numbers, strict=True) for k in needed]
+        return Part(run, None, starts, tuple(blocks))
 
     # -- tasks -------------------------------------------------------------------------------
-    def _submit_file(self, parcel: _Parcel, part: _Part, among: list[str] | None) -> Any:
-        wanted = [part.worker] if among is None else among
-        return self.client.submit(
-            _work, parcel, part.spans, pure=False, workers=wanted, allow_other_workers=among is None
-        )
-
-    def _submit_blocks(self, parcel: _Parcel, part: _Part, fields: Sequence[DaskField], step: int) -> Any:
-        """A task with the blocks that it needs; those that are not in memory are computed for it."""
+    def _submit_computed(self, parcel: _Parcel, part: Part) -> Any:
+        """A task with blocks that are computed for it."""
         from dask import delayed
 
-        if self._delayed is None:
-            self._delayed = [_flat(f.array.to_delayed().tolist()) for f in fields]
-        starts, blocks = [], []
-        for number, of in enumerate(fields):
-            edges, needed = of.edges, []
-            for j in range(len(edges) - 1):
-                if any(lo * step < edges[j + 1] and edges[j] < hi * step for lo, hi in part.spans):
-                    needed.append(edges[j])
-                    blocks.append(self._delayed[number][j])
-            starts.append(tuple(needed))
-        parcel.starts = tuple(starts)
-        task = delayed(_work, pure=False)(parcel, part.spans, *blocks)
+        task = delayed(_work, pure=False)(parcel, part.spans, *part.blocks)
         return self.client.compute(task, retries=parcel.job.retries)  # of blocks; what a part raises is returned
 
     def _wait(self, futures: list[Any], n_rows: int, on_progress: Progress | None) -> None:
@@ -282,7 +334,7 @@ class DaskCluster:
                 return
 
     def _collect(
-        self, waiting: list[int], futures: list[Any], done: list[Any], parts: list[_Part], step: int
+        self, waiting: list[int], futures: list[Any], done: list[Any], parts: list[Part], step: int
     ) -> None:
         """The results of these tasks; raises what the first of them in row order has raised."""
         in_order = sorted(waiting, key=lambda k: parts[k].spans)
@@ -309,7 +361,7 @@ class DaskCluster:
         return others
 
 
-def _named(error: BaseException, part: _Part, step: int) -> BaseException:
+def _named(error: BaseException, part: Part, step: int) -> BaseException:
     """What a task has raised, with the rows where it is not one of our own messages."""
     if isinstance(error, NlsqError):
         return error
@@ -319,21 +371,14 @@ def _named(error: BaseException, part: _Part, step: int) -> BaseException:
     return failure
 
 
-def _in_equal_parts(n_chunks: int, per_worker: int, workers: Sequence[str | None]) -> list[_Part]:
+def _in_equal_parts(n_chunks: int, per_worker: int, workers: Sequence[str]) -> list[Part]:
     """Runs of chunks, several in turn for each worker."""
     count = min(n_chunks, per_worker * len(workers))
     edges = [i * n_chunks // count for i in range(count + 1)]
     return [
-        _Part(((lo, hi),), workers[i * len(workers) // count])
+        Part(((lo, hi),), workers[i * len(workers) // count])
         for i, (lo, hi) in enumerate(pairwise(edges))
     ]
-
-
-def _runs(numbers: list[int]) -> Iterator[Span]:
-    """Rising numbers as ranges."""
-    for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
-        members = [number for _, number in run]
-        yield members[0], members[-1] + 1
 
 
 def _flat(nested: Any) -> list[Any]:

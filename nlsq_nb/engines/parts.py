@@ -18,25 +18,24 @@ from nlsq_nb.backends import get_backend
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.columns import require_finite_column
-from nlsq_nb.core.layout import BLOCK
+from nlsq_nb.core.layout import BLOCK, SEGMENT
 from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.sums import SegmentStates
 from nlsq_nb.core.tsqr import TriangleAccumulator
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Backend, Kernel
-from nlsq_nb.sources.ahead import Column, StoredRows
-from nlsq_nb.sources.dask_blocks import Piece, PiecesStore
+from nlsq_nb.sources.ahead import Column
 from nlsq_nb.sources.hdf5 import HDF5Source
+from nlsq_nb.sources.pieces import Piece, PiecesSource
 from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import Reading, RowFormat
-from nlsq_nb.sources.stream import StreamSource
 from nlsq_nb.sources.weights import GroupWeights, weight_parts
 
 __all__ = ["BlockRows", "FileRows", "Job", "PartRows", "Span", "reduce_part"]
 
 Floats = NDArray[np.float64]
 Span = tuple[int, int]
-"""First chunk of consecutive ones, and one past the last."""
+"""First of consecutive steps, and one past the last."""
 
 _KNOWN = 64  # programs that a process remembers
 _PROGRAMS: OrderedDict[str, AnyProgram] = OrderedDict()
@@ -88,10 +87,24 @@ class Job:
     retries: int = 0
 
 
+class _Opened(Protocol):
+    """Rows of a part."""
+
+    def chunks(self, first: int, stop: int) -> Iterator[Chunk]:
+        """Those of a span."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
 class PartRows(Protocol):
     """How a worker gets at its rows."""
 
-    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]]) -> StreamSource:
+    @property
+    def step(self) -> int:
+        """Rows of what spans count, whole segments."""
+
+    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]], retries: int) -> _Opened:
         """The rows, of which at least those of the part can be read."""
 
 
@@ -116,14 +129,21 @@ class FileRows:
     grouped: bool
     n_rows: int
 
-    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]]) -> StreamSource:  # noqa: ARG002 - protocol
+    @property
+    def step(self) -> int:
+        """Rows of a chunk; see `PartRows.step`."""
+        return self.reading.chunk_rows
+
+    def open(
+        self, groups: Floats | None, pieces: Sequence[list[Piece]], retries: int  # noqa: ARG002 - protocol
+    ) -> RetryingSource:
         """Open the file anew; see `PartRows.open`."""
         weights = GroupWeights(groups) if self.grouped else None
         found = self.file.open(replace(self.reading, group_weights=weights))
         if found.n_rows != self.n_rows:
             found.close()
             raise SourceError(f"{self.file.path} has {found.n_rows} rows there and {self.n_rows} here")
-        return found
+        return RetryingSource(found, retries=retries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,21 +158,28 @@ class BlockRows:
         In which field each is, and which column of that.
     row_axes : tuple of int
         Which axis of each field counts rows.
-    n_rows, step : int
-        Rows of all blocks, and of a chunk.
+    n_rows : int
+        Rows of all blocks.
+    longest : int
+        Rows of the longest span.
     """
 
     form: RowFormat
     columns: tuple[Column, ...]
     row_axes: tuple[int, ...]
     n_rows: int
-    step: int
+    longest: int
 
-    def open(self, groups: Floats | None, pieces: Sequence[list[Piece]]) -> StreamSource:
+    @property
+    def step(self) -> int:
+        """Rows of a segment; see `PartRows.step`."""
+        return SEGMENT
+
+    def open(
+        self, groups: Floats | None, pieces: Sequence[list[Piece]], retries: int  # noqa: ARG002 - nothing is read
+    ) -> PiecesSource:
         """The blocks as they are; see `PartRows.open`."""
-        weights = None if groups is None else GroupWeights(groups)
-        rows = StoredRows(PiecesStore(self.n_rows, pieces, self.row_axes), self.columns)
-        return StreamSource(rows, self.form, self.step, Reading((), group_weights=weights))
+        return PiecesSource(self.n_rows, pieces, self.row_axes, self.columns, self.form, groups)
 
 
 def reduce_part(
@@ -167,7 +194,7 @@ def reduce_part(
     rows : PartRows
         How to get at the rows.
     spans : sequence of (int, int)
-        Chunks of the part; each begins with a segment.
+        The part, counted in steps of the rows.
     n_threads : int
         Threads of the backend.
     pieces : sequence of list of (int, ndarray)
@@ -188,11 +215,10 @@ def reduce_part(
     """
     backend = get_backend(job.backend, n_threads)
     try:
-        with closing(rows.open(job.groups, pieces)) as source, np.errstate(all="ignore"):
+        with closing(rows.open(job.groups, pieces, job.retries)) as source, np.errstate(all="ignore"):
             kernel = backend.compile(_known(job), np.dtype(job.dtype), job.loss)
-            reading = RetryingSource(source, retries=job.retries)
             return [
-                _REDUCED[job.what](job, backend, kernel, _ready(job, backend, reading, span), span[0] * source.step)
+                _REDUCED[job.what](job, backend, kernel, _ready(job, backend, source, span), span[0] * rows.step)
                 for span in spans
             ]
     finally:
@@ -208,7 +234,7 @@ def _known(job: Job) -> AnyProgram:
     return program
 
 
-def _ready(job: Job, backend: Backend, source: RetryingSource, span: Span) -> Iterator[Chunk]:
+def _ready(job: Job, backend: Backend, source: _Opened, span: Span) -> Iterator[Chunk]:
     for chunk in source.chunks(*span):
         for label, column in zip(job.labels, chunk.x, strict=bool(job.labels)):
             require_finite_column(label, column, chunk.start)

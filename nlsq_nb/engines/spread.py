@@ -44,7 +44,7 @@ class Cluster(Protocol):
     def reduce(
         self, job: Job, rows: FileRows | BlockRows, fields: Sequence[DaskField], on_progress: Progress | None
     ) -> list[Any]:
-        """What `reduce_part` returns for spans that make up all chunks of `rows`, in row order.
+        """What `reduce_part` returns for spans that make up all of `rows`, in row order.
 
         There are `fields` when `rows` is a `BlockRows`: their blocks make up the pieces.
         """
@@ -177,12 +177,12 @@ def spread(data: Any, reading: Reading, cluster: Cluster) -> Source:
     if stream.n_rows <= RESIDENT_ROWS:  # a pass takes less than a message
         return stream
     share = -(-stream.n_rows // (_PER_PART * max(1, workers)))
-    step = -(-min(stream.step, share) // SEGMENT) * SEGMENT
     rows: FileRows | BlockRows
     if isinstance(data, DaskArrays):
         form, columns, fields = data.layout(reading)
-        rows = BlockRows(form, tuple(columns), tuple(f.row_axis for f in fields), stream.n_rows, step)
+        rows = BlockRows(form, tuple(columns), tuple(f.row_axis for f in fields), stream.n_rows, share)
     else:
+        step = -(-min(stream.step, share) // SEGMENT) * SEGMENT
         there = replace(reading, chunk_rows=step, resident="loop", group_weights=None)
         rows = FileRows(data, there, reading.group_weights is not None, stream.n_rows)
     return SpreadSource(stream, cluster, rows, fields, reading.retries)

@@ -1,4 +1,4 @@
-"""Rows in blocks of Dask arrays: at hand on a worker, or computed when they are asked for."""
+"""Rows in blocks of Dask arrays, computed when they are asked for."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from nlsq_nb.sources.ahead import Column, Rooms, StoredRows
 from nlsq_nb.sources.rows import Buffers, Reading, RowFormat
 from nlsq_nb.sources.stream import StreamSource
 
-__all__ = ["ComputedSource", "ComputedStore", "DaskField", "Piece", "PiecesStore", "require_open"]
-
-Piece = tuple[int, NDArray[Any]]
-"""Number of the first row of a block, and the block."""
+__all__ = ["ComputedSource", "ComputedStore", "DaskField", "require_open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,59 +48,6 @@ class DaskField:
     def edges(self) -> list[int]:
         """First row of each block, and the number of rows."""
         return [0, *accumulate(self.array.chunks[self.row_axis])]
-
-
-class PiecesStore:
-    """Rows in blocks that are at hand, some of them missing; see `Store`.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows of all blocks.
-    pieces : sequence of list of (int, ndarray)
-        For each field the first row of each block and the block, rising.
-    row_axes : sequence of int
-        Which axis of each field counts rows.
-    """
-
-    def __init__(self, n_rows: int, pieces: Sequence[list[Piece]], row_axes: Sequence[int]) -> None:
-        self.n_rows = n_rows
-        self._pieces = [
-            [(first, block if axis == 0 else block.T) for first, block in field]
-            for field, axis in zip(pieces, row_axes, strict=True)
-        ]
-
-    def open(self) -> None:
-        """They are at hand."""
-
-    def block(
-        self, field: int, lo: int, hi: int, rooms: Rooms, *, in_place: bool = False  # noqa: ARG002 - they stay
-    ) -> NDArray[Any]:
-        """Some rows of a field; see `Store.block`."""
-        parts = []
-        for first, piece in self._pieces[field]:
-            begin, end = max(lo, first), min(hi, first + len(piece))
-            if begin < end:
-                parts.append(piece[begin - first : end - first])
-        if len(parts) == 1:
-            return parts[0]
-        room = rooms.get(field)
-        if room is None or len(room) < hi - lo:
-            room = rooms[field] = np.empty((hi - lo, *parts[0].shape[1:]), parts[0].dtype)
-        np.concatenate(parts, out=room[: hi - lo])
-        return room[: hi - lo]
-
-    def check(self) -> None:
-        """Nobody else writes to them."""
-
-    def drop(self, lo: int, hi: int) -> None:
-        """They stay."""
-
-    def rest(self) -> None:
-        """They stay."""
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 class ComputedStore:

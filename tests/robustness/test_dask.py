@@ -150,6 +150,39 @@ def test_same_bits_with_two_processes(client, path, expected):
     assert threading.active_count() <= threads + 1  # a pool of distributed's
 
 
+CUTS = ["float32", "tables", "fields apart"]
+LONG_CUTS = ["odd", "small", "several holders"]
+
+
+@pytest.mark.parametrize("cut", [*CUTS, *(pytest.param(cut, marks=LONG) for cut in LONG_CUTS)])
+def test_blocks_that_are_held_have_the_bits_of_arrays_wherever_they_are_cut(client, cut):
+    x, y = made(0, N).T.copy()
+    if cut == "float32":
+        x, y = x.astype(np.float32), y.astype(np.float32)
+    chunks = {"odd": ((100_001, 77_777, N - 177_778),) * 2, "fields apart": (90_000, 50_001), "small": (5_001, 7_000)}
+    expected = bits(curve_fit(MODEL, x, y, **START))
+    if cut == "tables":  # rows along the second axis: x is not contiguous in the memory of a block of its transpose
+        table = da.from_array(np.stack([x, y], axis=1), chunks=(66_666, 2))
+        given = client.persist([table[:, 0], table[:, 1]])
+    else:
+        sizes = chunks.get(cut, (70_001, 70_001))
+        given = client.persist([da.from_array(c, chunks=(k,)) for c, k in zip((x, y), sizes, strict=True)])
+    with client.as_current():
+        distributed.wait(given)
+    if cut == "several holders":
+        client.replicate(distributed.futures_of(given))
+    assert bits(curve_fit(MODEL, *given, engine=client, **START)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_one_cluster_for_fits_of_several_arrays(client, expected):
+    held, placed = client.persist(list(arrays())), DaskCluster(client)
+    other = client.persist(list(arrays(chunks=50_001)))
+    for given in (held, other, held, arrays(), arrays(chunks=50_001)):
+        assert bits(curve_fit(MODEL, *given, engine=placed, **START)) == expected
+
+
 @pytest.mark.parametrize("data", ["file", pytest.param("held", marks=LONG)])
 def test_a_worker_that_is_killed_in_a_pass_costs_no_bit(client, path, expected, data, monkeypatch):
     given = (path,) if data == "file" else client.persist(list(arrays()))
@@ -169,7 +202,7 @@ def test_a_worker_that_is_killed_in_a_pass_costs_no_bit(client, path, expected, 
 
 def lose():
     """The worker can no longer open its file."""
-    def gone(self, groups, pieces):
+    def gone(self, groups, pieces, retries):
         raise SourceError("rows.h5 does not exist here")
 
     parts.FileRows.kept = parts.FileRows.open
