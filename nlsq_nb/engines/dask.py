@@ -365,7 +365,10 @@ def _named(error: BaseException, part: Part, step: int) -> BaseException:
     """What a task has raised, with the rows where it is not one of our own messages."""
     if isinstance(error, NlsqError):
         return error
-    rows = ", ".join(f"{lo * step} to {hi * step - 1}" for lo, hi in part.spans[:3])
+    runs: list[Span] = []
+    for lo, hi in part.spans:
+        runs.append((runs.pop()[0] if runs and runs[-1][1] == lo else lo, hi))
+    rows = ", ".join(f"{lo * step} to {hi * step - 1}" for lo, hi in runs[:3])
     failure = SourceError(f"rows {rows} cannot be reduced on the cluster: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
