@@ -162,7 +162,8 @@ class MappedFile:
         """
         first, end = start // self._page * self._page, (start + length) // self._page * self._page
         if end > first:
-            self._advise(first, end - first, mmap.MADV_DONTNEED)
+            with suppress(OSError):  # then they stay, and their rows are right all the same
+                self._advise(first, end - first, mmap.MADV_DONTNEED)
 
     def _advise(self, start: int, length: int, advice: int) -> None:
         while self._madvise(self._base + start, length, advice):
