@@ -101,7 +101,7 @@ class DaskArrays:
         form, columns, fields = self.layout(reading)
         row_bytes = sum(f.array.dtype.itemsize * len(f.columns) for f in fields)
         step = chunk_length(reading, row_bytes, _CHUNK)
-        return ComputedSource(ComputedStore(fields, self.client), columns, form, step, reading)
+        return ComputedSource(ComputedStore(fields, self.client, reading.retries), columns, form, step, reading)
 
     def layout(self, reading: Reading) -> tuple[RowFormat, list[Column], list[DaskField]]:
         """What the columns are, and in which of the arrays each is.

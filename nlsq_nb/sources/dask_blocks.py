@@ -59,12 +59,15 @@ class ComputedStore:
         Of one number of rows.
     client : distributed.Client or None
         Where they are computed; by Dask's own choice without one.
+    retries : int
+        How often a cluster tries again what has failed: asked once more, it may answer from memory.
     """
 
-    def __init__(self, fields: Sequence[DaskField], client: Any) -> None:
+    def __init__(self, fields: Sequence[DaskField], client: Any, retries: int = 0) -> None:
         self.fields = tuple(fields)
         self.n_rows = fields[0].n_rows
         self._client = client
+        self._scheduler = {} if client is None else {"scheduler": client, "retries": retries}
         self._held: tuple[tuple[int, int], list[NDArray[Any]]] | None = None
         self._delayed: list[list[Any]] | None = None
 
@@ -109,8 +112,7 @@ class ComputedStore:
             order = {block: len(tasks) + i for i, block in enumerate(cuts)}
             tasks += [take(blocks[block], slices, of.row_axis) for block, slices in cuts.items()]
             wanted.append([[(order[block], at) for block, at in parts] for parts in places])
-        scheduler = {} if self._client is None else {"scheduler": self._client}
-        found = dask.compute(*tasks, **scheduler)
+        found = dask.compute(*tasks, **self._scheduler)
         return [
             [_joined([found[task][at] for task, at in wanted[number][k]]) for number in range(len(self.fields))]
             for k in range(len(ranges))
