@@ -9,7 +9,6 @@ reduced functional of α uses the Schur complement of H (Golub & Pereyra 1973, S
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +127,7 @@ def relax(
         ridge,
     )
     delta[linear] = part.delta
-    return replace(part, delta=delta)
+    return Step(delta, part.norm, part.damping, part.slope, part.predicted)
 
 
 def reduced_step(
