@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.columns import numeric
+from nlsq_nb.core.columns import is_on_device, numeric
 from nlsq_nb.core.losses import LEAST_SQUARES, LOSSES, Loss
 from nlsq_nb.errors import ConfigError, DataError, SourceError, UnsupportedOption
 from nlsq_nb.models.base import ModelBase
@@ -39,7 +39,9 @@ def values_in(p0: Any) -> int | None:
     """How many values a start has; None without one."""
     if p0 is None:
         return None
-    return len(p0) if isinstance(p0, (Mapping, list, tuple)) else numeric(p0, "p0").size
+    if isinstance(p0, (Mapping, list, tuple)):
+        return len(p0)
+    return numeric(p0, "p0").size if is_on_device(p0) else int(np.size(p0))  # what is wrong with others is said later
 
 
 @dataclass(frozen=True, slots=True)
