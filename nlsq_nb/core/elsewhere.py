@@ -111,7 +111,8 @@ def rivals(ground: Ground, n: int, seed: int) -> Floats:
     if 0.0 in known[0] or 0.0 in known[1]:
         starts = np.where(starts == 0.0, draw.shifts, starts)
     _place(ground, known, draw, starts)
-    if (boxed := np.isfinite(upper - lower)).any():
+    if any(map(math.isfinite, (upper - lower).tolist())):
+        boxed = np.isfinite(upper - lower)
         starts[4::_KINDS, boxed] = scale_samples(draw.unit[4::_KINDS, boxed], lower[boxed], upper[boxed])
     points[1:, moves] = starts
     return _inside(points, ground.lower, ground.upper)
@@ -176,10 +177,10 @@ def _place(ground: Ground, known: tuple[list[float], list[float]], draw: _Draw, 
     if not columns:
         return
     n = len(ground.residuals)
-    sums = np.zeros(n + 2 * _BESIDE)
-    for shift in range(2 * _BESIDE + 1):
-        sums[shift : shift + n] += ground.residuals
-    around = sums[_BESIDE : _BESIDE + n]
+    sums = np.zeros(n + 2 * _BESIDE + 1)
+    sums[_BESIDE + 1 : _BESIDE + 1 + n] = ground.residuals
+    sums[:] = sums.cumsum()
+    around = sums[2 * _BESIDE + 1 :] - sums[:n]
     total = float(around.dot(around))
     chance = around * around * ((1.0 - _EVERYWHERE) / total) if 0.0 < total < math.inf else np.zeros(n)
     steps = (chance + _EVERYWHERE / n).cumsum()
