@@ -135,6 +135,11 @@ def _slices(block: Any, rows: Sequence[tuple[int, int]], row_axis: int) -> list[
     return [np.array(block[lo:hi] if row_axis == 0 else block[:, lo:hi]) for lo, hi in rows]
 
 
+def _kept(cut: list[Any]) -> list[Any]:
+    """The same: a task's result is where it was asked for and stays there, a copy of another's does not."""
+    return cut
+
+
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """The parts of fields that are in memory, while the workers are the same."""
@@ -291,7 +296,8 @@ class DaskCluster:
             return begin, block
         rows = [(lo - begin, hi - begin) for lo, hi in given.rows]
         cut = self.client.submit(_slices, block, rows, of.row_axis, pure=False)
-        return tuple(lo for lo, _ in given.rows), cut
+        kept = self.client.submit(_kept, cut, pure=False, workers=[worker], allow_other_workers=True)
+        return tuple(lo for lo, _ in given.rows), kept
 
     def _part_of_computed(
         self, run: tuple[Span, ...], fields: Sequence[DaskField], edges: Sequence[Sequence[int]]
