@@ -23,7 +23,7 @@ from nlsq_nb.sources.stream import StreamSource, chunk_length
 __all__ = ["HDF5Source"]
 
 _CHUNK = 1 << 24  # bytes of a chunk that is copied, of which two are held
-_MAPPED = 3 << 24  # and of one that is read in place: each costs as much as a megabyte of rows
+_MAPPED = 7 << 23  # and of one that is read in place: each costs as much as a megabyte of rows
 
 
 @dataclass(frozen=True, slots=True)
