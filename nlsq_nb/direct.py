@@ -7,7 +7,7 @@ gives up. What is told about a fit (history, telemetry) is put together here whe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -117,7 +117,7 @@ class _DirectFit:
         self.summary = summarize(source, model.x, plan.options.data.validate, backend)
         self._state = first_state(problem, plan.options, self.summary)
         self._opinion: list[Event] = []
-        self._counted: list[DataObjective] = []
+        self._counted: dict[bool, DataObjective] = {}
 
     def run(self, warms_up: bool) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
@@ -150,9 +150,11 @@ class _DirectFit:
         options, stands, spread = self._plan.options, False, self.summary.spread
         try:
             while not stands and (look := look_at(self.problem, options, end, part, spread)) is not None:
-                whole, rows = self._objectives(part)
+                whole = self._objective(part)
                 start = second_opinion(self.problem, options, self._backend, end, whole, look, self._opinion.append)
-                found = None if start is None else advance(self._plan.newton, start, rows, tell=False)
+                if start is None:
+                    break
+                found = advance(self._plan.newton, start, self._objective(self.problem.source), tell=False)
                 if found is None:
                     break
                 before, end = sums_of(end).sse, better(end, found[0])
@@ -163,30 +165,27 @@ class _DirectFit:
             end = replace(end, stop=StopReason.INTERRUPTED)
         return end
 
-    def _objectives(self, part: Source) -> tuple[DataObjective, DataObjective]:
-        """Over all rows, with a sample and without one; the same at every call."""
-        if not self._counted:
-            source, p, weight = self.problem.source, len(self._state.theta), self.summary.weight
-
-            def over(rows: Source, weight: float | None, few: Callable[[], DataObjective] | None) -> DataObjective:
-                return DataObjective(self._engine_over(rows), p, lambda _: None, weight=weight, sample=few)
-
-            self._counted.append(over(source, weight, None))
-            if part is not source:
-                self._counted.append(over(source, weight, lambda: over(part, None, None)))
-        return self._counted[-1], self._counted[0]
+    def _objective(self, part: Source) -> DataObjective:
+        """Over all rows, with a sample unless `part` is all of them; the same at every call."""
+        source, p, weight = self.problem.source, len(self._state.theta), self.summary.weight
+        known = self._counted.get(part is not source)
+        if known is None:
+            sample = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
+            known = DataObjective(self._engine_over(source), p, lambda _: None, weight=weight, sample=sample)
+            self._counted[part is not source] = known
+        return known
 
     def _concluded(self, end: FitState) -> Outcome:
         """Phase 3."""
         options = self._plan.options
         known = (self.summary.n_residuals, self.problem.absolute_sigma)
         ending = Ending(*known, options.checks.covariance_method, options.gauss_newton.tol)
-        return conclude(end, lambda: self._objectives(self.problem.source)[1], ending)
+        return conclude(end, lambda: self._objective(self.problem.source), ending)
 
     @property
     def passes(self) -> int:
         """Over all rows."""
-        return self._phases.passes + sum(each.passes for each in self._counted)
+        return self._phases.passes + sum(each.passes for each in self._counted.values())
 
     def steps_to(self, outcome: Outcome) -> int:
         """Of phases 1 and 2."""
@@ -216,7 +215,7 @@ class _DirectFit:
     def diagnose(self, outcome: Outcome) -> dict[str, Any]:
         """`streaming_diagnostics`."""
         telemetry, history = DefenseLayerTelemetry(), PhaseHistory()
-        own = self._counted[-1].sample_passes if self._counted else 0
+        own = self._counted[True].sample_passes if True in self._counted else 0
         passes = (self.passes, self._phases.sample_passes + own)
         sink, phase = TelemetryObserver(telemetry), 1
         for done in self._done(outcome):

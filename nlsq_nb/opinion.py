@@ -36,7 +36,7 @@ __all__ = ["Look", "look_at", "second_opinion"]
 Floats = NDArray[np.float64]
 _MOST = 3  # times that a fit asks, each after the one before led to something lower
 _STARTS, _FITS = 64, 6
-_STARTS_PER_PARAMETER = 16  # that a start has to choose, and as many more
+_STARTS_PER_PARAMETER = 12  # that a start has to choose, and as many more
 _HOPEFUL = 4.0  # times the lowest sse: a short fit that is not below it soon is given up
 _FEWER_STARTS, _FEWER_FITS = 24, 3  # where every step takes Python
 _LARGEST = 64  # parameters beyond which such steps are too dear
@@ -47,7 +47,7 @@ _FEW, _POOR = 10, 0.01  # the same where there are so few degrees of freedom tha
 _SMALL = 25  # degrees of freedom below which a pattern is hard to see
 _PART, _MOST_OF_IT = 0.2, 1.0  # Σ ρ² of a pattern that matters, and of one in residuals below `_POOR`
 _CANCELLING = 10.0  # size of a linear term, over that of y
-_AGREEING = 3  # ends at the lowest sse after which no more short fits are needed
+_AGREEING = 3  # ends at the lowest sse after which no more short fits are needed; fewer for one parameter
 _EXACT = 1e-20  # share of Σ w y² that is rounding
 _NOTHING = 1e-12  # share of the sse at p0 that counts as nothing where y is constant
 _APART = 0.05  # relative distance of starts that are both tried
@@ -268,22 +268,28 @@ def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[F
 def _best(attempts: Attempts, asked: FitState, here: End, starts: Floats, worth: Floats, n_fits: int) -> End:
     """Where the lowest of the short fits ended, the answer's own included."""
     best, agreeing = here, int(here.converged)
-    for row in islice(_chosen(asked, starts, worth), n_fits):
+    moves = _moving(asked)
+    enough = min(_AGREEING, 1 + len(moves))
+    for row in islice(_chosen(asked, moves, starts, worth), n_fits):
         end = attempts.fit(starts[row], _HOPEFUL * best.sse)
         if end.sse < best.sse * (1.0 - _LOWER):
             best, agreeing = end, int(end.converged)
         elif end.sse <= best.sse * (1.0 + _LOWER):
             best = min(best, end, key=lambda end: end.sse)
             agreeing += row > 0 and end.converged  # that p0 leads there says nothing new
-        if agreeing >= _AGREEING:
+        if agreeing >= enough:
             break
     return best
 
 
-def _chosen(asked: FitState, starts: Floats, sse: Floats) -> Iterator[int]:
+def _moving(asked: FitState) -> list[int]:
+    """The parameters that a start has to choose."""
+    each = zip(asked.free.tolist(), asked.separable.tolist(), strict=True)
+    return [k for k, (free, separable) in enumerate(each) if free and not separable]
+
+
+def _chosen(asked: FitState, moves: list[int], starts: Floats, sse: Floats) -> Iterator[int]:
     """The starts that are neither near each other nor near the answer, those of the lowest sse first."""
-    free, separable = asked.free.tolist(), asked.separable.tolist()
-    moves = [k for k in range(len(free)) if free[k] and not separable[k]]
     taken: list[list[float]] = [asked.theta.tolist()]
     for row in sse.argsort(kind="stable").tolist():
         if not math.isfinite(sse[row]):
