@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span, reduce_part
+from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span
 from nlsq_nb.engines.placing import Given, Part, given_to, in_turn, owned, spans_of
 from nlsq_nb.engines.spread import Cluster, Progress
+from nlsq_nb.engines.tasks import Parcel, Unreadable, ask, work
 from nlsq_nb.errors import BackendUnavailable, ConfigError, MissingDependency, NlsqError, SourceError, UnsupportedOption
 from nlsq_nb.sources.dask_arrays import DaskArrays
 from nlsq_nb.sources.dask_blocks import DaskField, require_open
-from nlsq_nb.sources.pieces import Piece
 
 __all__ = ["DaskCluster", "cluster_of"]
 
@@ -28,6 +28,7 @@ _HELD = 1 << 27  # bytes of blocks that a task computes, which are in memory tog
 _ATTEMPTS = 3  # workers that try to read a file
 _PATIENCE = 60.0  # seconds that a cluster may be without workers
 _PERIOD = 1.0  # seconds between looks at a pass
+_FRESH = 1.0  # seconds for which the workers are taken to be those that were there
 _log = logging.getLogger("nlsq_nb.engines")
 
 
@@ -86,48 +87,11 @@ def _active(kind: Any, *, required: bool) -> Cluster | None:
         ) from None
 
 
-class _Parcel:
-    """A job as Dask should carry it: it would take a dataclass to pieces, looking for collections."""
-
-    __slots__ = ("job", "rows", "share", "starts")
-
-    def __init__(
-        self,
-        job: Job,
-        rows: FileRows | BlockRows,
-        share: int,
-        starts: tuple[tuple[int | tuple[int, ...], ...], ...] = (),
-    ) -> None:
-        self.job, self.rows, self.share, self.starts = job, rows, share, starts
-
-
-@dataclass(frozen=True, slots=True)
-class _Unreadable:
-    """A worker that could not read its rows."""
-
-    worker: str
-    reason: str
-
-
-def _work(parcel: _Parcel, spans: tuple[Span, ...], *blocks: Any) -> Any:
-    """The task; runs on a worker."""
-    from distributed import get_worker
-
-    worker = get_worker()
-    threads = max(1, worker.state.nthreads // parcel.share)
-    flat = iter(blocks)
-    pieces = [[piece for first in field for piece in _pieces(first, next(flat))] for field in parcel.starts]
-    try:
-        return reduce_part(parcel.job, parcel.rows, spans, threads, pieces)
-    except SourceError as error:
-        return _Unreadable(worker.address, str(error))
-    except NlsqError as error:  # an answer, not a fault of the cluster that it should log
-        return error
-
-
-def _pieces(first: int | tuple[int, ...], given: Any) -> list[Piece]:
-    """A block, or slices of one."""
-    return [(first, given)] if isinstance(first, int) else list(zip(first, given, strict=True))
+def _in_order(parts: Sequence[Part], done: Sequence[list[Any]]) -> list[Any]:
+    """Results of all spans, by rows."""
+    spans = chain.from_iterable(part.spans for part in parts)
+    found = chain.from_iterable(done)
+    return [result for _, result in sorted(zip(spans, found, strict=True), key=lambda item: item[0])]
 
 
 def _slices(block: Any, rows: Sequence[tuple[int, int]], row_axis: int) -> list[Any]:
@@ -161,6 +125,7 @@ class DaskCluster:
 
     client: Any
     _unfit: set[str] = field(default_factory=set)
+    _seen: tuple[float, list[str]] | None = None
     _placed: _Placed | None = None
     _delayed: tuple[Sequence[DaskField], list[list[Any]]] | None = None
 
@@ -181,12 +146,12 @@ class DaskCluster:
             parts = self._at_blocks(rows, per_worker, workers, fields)
 
         def submit(part: Part, among: list[str] | None) -> Any:
-            parcel = _Parcel(job, rows, per_worker, part.starts)
+            parcel = Parcel(job, rows, per_worker, part.starts)
             if isinstance(rows, BlockRows) and part.worker is None:
                 return self._submit_computed(parcel, part)
             wanted = [part.worker] if among is None else among
             return self.client.submit(
-                _work,
+                work,
                 parcel,
                 part.spans,
                 *part.blocks,
@@ -196,15 +161,20 @@ class DaskCluster:
                 retries=job.retries if part.blocks else 0,  # of blocks; what a part raises is returned
             )
 
+        if per_worker == 1 and all(part.worker is not None for part in parts):
+            found = ask(self.client, [Parcel(job, rows, 1, part.starts) for part in parts], parts)
+            if found is not None:
+                return _in_order(parts, found)
+            self._seen = None
         futures = [submit(part, None) for part in parts]
         done: list[Any] = [None] * len(parts)
         try:
             waiting = list(range(len(parts)))
-            failed: dict[int, list[_Unreadable]] = {}
+            failed: dict[int, list[Unreadable]] = {}
             while waiting:
                 self._wait([futures[k] for k in waiting], rows.n_rows, on_progress)
                 self._collect(waiting, futures, done, parts, rows.step)
-                waiting = [k for k in waiting if isinstance(done[k], _Unreadable)]
+                waiting = [k for k in waiting if isinstance(done[k], Unreadable)]
                 for k in waiting:
                     failed.setdefault(k, []).append(done[k])
                     futures[k] = submit(parts[k], self._others(failed[k], isinstance(rows, FileRows)))
@@ -212,14 +182,16 @@ class DaskCluster:
             with contextlib.suppress(Exception):  # what went wrong first is what is told
                 self.client.cancel(futures)
             raise
-        spans = chain.from_iterable(part.spans for part in parts)
-        found = chain.from_iterable(done)
-        return [result for _, result in sorted(zip(spans, found, strict=True), key=lambda item: item[0])]
+        return _in_order(parts, done)
 
     # -- parts -------------------------------------------------------------------------------
     def _workers(self) -> list[str]:
         """Addresses of the workers; waits for the first."""
         require_open(self.client)
+        seen, self._seen = self._seen, None
+        if seen is not None and time.monotonic() - seen[0] < _FRESH:
+            self._seen = seen
+            return seen[1]
         found = sorted(set(self.client.nthreads()) - self._unfit)
         if not found:
             try:
@@ -227,6 +199,7 @@ class DaskCluster:
             except TimeoutError:
                 raise SourceError(f"the cluster has had no workers for {_PATIENCE:g} s; start some") from None
             found = sorted(set(self.client.nthreads()) - self._unfit) or sorted(self.client.nthreads())
+        self._seen = time.monotonic(), found
         return found
 
     def _at_blocks(
@@ -311,11 +284,11 @@ class DaskCluster:
         return Part(run, None, starts, tuple(blocks))
 
     # -- tasks -------------------------------------------------------------------------------
-    def _submit_computed(self, parcel: _Parcel, part: Part) -> Any:
+    def _submit_computed(self, parcel: Parcel, part: Part) -> Any:
         """A task with blocks that are computed for it."""
         from dask import delayed
 
-        task = delayed(_work, pure=False)(parcel, part.spans, *part.blocks)
+        task = delayed(work, pure=False)(parcel, part.spans, *part.blocks)
         return self.client.compute(task, retries=parcel.job.retries)  # of blocks; what a part raises is returned
 
     def _wait(self, futures: list[Any], n_rows: int, on_progress: Progress | None) -> None:
@@ -355,7 +328,7 @@ class DaskCluster:
             if isinstance(done[k], NlsqError):
                 raise done[k]
 
-    def _others(self, failed: list[_Unreadable], is_file: bool) -> list[str]:
+    def _others(self, failed: list[Unreadable], is_file: bool) -> list[str]:
         """Workers that may try next."""
         last = failed[-1]
         others = [w for w in self._workers() if w not in {f.worker for f in failed}]
@@ -364,6 +337,7 @@ class DaskCluster:
             raise SourceError(f"{last.reason} (tried by {tried})")
         _log.warning("%s cannot read its rows and gets none from here on: %s", last.worker, last.reason)
         self._unfit.add(last.worker)
+        self._seen = None
         return others
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nlsq_nb import AdaptiveHybridStreamingOptimizer, HDF5Source, Model, curve_fit
-from nlsq_nb.engines import parts
+from nlsq_nb.engines import dask, parts
 from nlsq_nb.engines.dask import DaskCluster
 from nlsq_nb.errors import BackendUnavailable, DataError, SourceError, UnsupportedOption
 from nlsq_nb.sources.dask_arrays import DaskArrays
@@ -183,21 +183,47 @@ def test_one_cluster_for_fits_of_several_arrays(client, expected):
         assert bits(curve_fit(MODEL, *given, engine=placed, **START)) == expected
 
 
+@pytest.mark.parametrize("when", ["before a pass", "in a pass"])
 @pytest.mark.parametrize("data", ["file", pytest.param("held", marks=LONG)])
-def test_a_worker_that_is_killed_in_a_pass_costs_no_bit(client, path, expected, data, monkeypatch):
+def test_a_worker_that_is_killed_costs_no_bit(client, path, expected, data, when, monkeypatch):
     given = (path,) if data == "file" else client.persist(list(arrays()))
-    passes, plain = [], DaskCluster._wait
+    answers, plain = [], dask.ask
 
-    def killing(self, futures, *rest):
-        passes.append(len(futures))
-        if len(passes) == 2:
-            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
-        plain(self, futures, *rest)
+    def killing(*asked):
+        if len(answers) == 2:
+            pid = next(iter(client.run(os.getpid).values()))
+            kill = threading.Timer(0.0 if when == "before a pass" else 0.02, os.kill, (pid, signal.SIGKILL))
+            kill.start()
+            if when == "before a pass":
+                kill.join()
+        answers.append(plain(*asked))
+        return answers[-1]
 
-    monkeypatch.setattr(DaskCluster, "_wait", killing)
+    monkeypatch.setattr(dask, "ask", killing)
     assert bits(curve_fit(MODEL, *given, engine=client, **START)) == expected
-    assert len(passes) >= 3
+    assert len(answers) >= 4
     client.wait_for_workers(2)
+
+
+@pytest.mark.parametrize("data", ["file", "held"])
+def test_a_pass_takes_a_message_and_no_task_while_all_goes_well(client, path, expected, data, monkeypatch):
+    given = (path,) if data == "file" else client.persist(list(arrays(chunks=7 * 16_384)))  # whole segments
+    if data == "held":
+        with client.as_current():
+            distributed.wait(list(given))
+    answers, plain = [], dask.ask
+    monkeypatch.setattr(dask, "ask", lambda *asked: answers.append(plain(*asked)) or answers[-1])
+    assert bits(curve_fit(MODEL, *given, engine=client, **START)) == expected
+    assert len(answers) >= 3
+    assert sum(found is None for found in answers) <= 1  # rows that are cut for a worker come with the first
+
+
+def test_tasks_do_what_messages_cannot(client, path, expected, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no messages today")
+
+    monkeypatch.setattr(client, "run", refuse)
+    assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
 
 
 def lose():
