@@ -91,29 +91,32 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
     if spread_rows(source) is not None:
         return _summarize_there(source, labels if check else [], backend)
-    known = _summary_of_few(source, check) if backend.name == "cpu" and source.n_rows <= _FEW else None
-    if known is not None:
-        return known
+    few, native = source.n_rows <= _FEW, backend.name == "cpu"
     parts, into = list[tuple[float, float, float]](), None
     n_rows, outputs, c = 0, 1, 0.0
     with np.errstate(all="ignore"):
         for chunk in source.chunks():
             if n_rows == 0:
                 c, outputs = _centre(chunk), len(chunk.y)
-                if source.n_rows > _FEW or not chunk.is_on_host:
+                if not few or not chunk.is_on_host:
                     into = Accumulator(1, 2)
                     kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
             n_rows += chunk.n_rows
-            if check:
-                for label, column in zip(labels, chunk.x, strict=True):
-                    if chunk.is_on_host or not _is_finite_there(column, source, backend):
-                        require_finite_column(label, on_host(column), chunk.start)
-            if into is None:
-                parts += _moments(chunk, c)
-            else:
+            known = _in_native_code(chunk, c) if into is None and native else None
+            if check and not (known is not None and known[1]):
+                _require_finite_x(labels, chunk, source, backend)
+            if into is not None:
                 backend.reduce(kernel, backend.put(chunk, source.dtype), np.array([c]), 2, into)
+            else:
+                parts += _moments(chunk, c) if known is None else known[0]
         found = _added(parts) if into is None else _moments_of(into.result())
         return _summary(source, (n_rows, outputs), c, found, check)
+
+
+def _require_finite_x(labels: Sequence[str], chunk: Chunk, source: Source, backend: Backend) -> None:
+    for label, column in zip(labels, chunk.x, strict=True):
+        if chunk.is_on_host or not _is_finite_there(column, source, backend):
+            require_finite_column(label, on_host(column), chunk.start)
 
 
 def _centre(chunk: Chunk) -> float:
@@ -179,23 +182,21 @@ def _is_finite_there(column: Any, source: Source, backend: Backend) -> bool:
     return math.isfinite(float(into.result().jtr[0]))
 
 
-def _summary_of_few(source: Source, check: bool) -> DataSummary | None:
-    """The same of one chunk of float64 from native code; None where it cannot, and where x is not finite."""
-    entry = compiled_run() if source.n_chunks == 1 else None
+def _in_native_code(chunk: Chunk, c: float) -> tuple[list[tuple[float, float, float]], bool] | None:
+    """What `_moments` gives, and whether x is finite; None where native code cannot read the chunk."""
+    entry, columns = compiled_run(), (*chunk.x, *chunk.y, *(chunk.w or ()))
     if entry is None:
         return None
-    chunk = next(iter(source.chunks()))
-    columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
     for column in columns:
         if column.dtype != _FLOAT:
             return None
-    c, shape = _centre(chunk), (chunk.n_rows, len(chunk.y))
     asked = (chunk.n_rows, len(chunk.x), len(chunk.y), chunk.w is not None, *[address_of(a) for a in columns])
     task = (ctypes.c_int64 * len(asked))(*asked)
-    w = (ctypes.c_double * (moments.ODD + 1))(c)
+    end = moments.FOUND + 3 * len(chunk.y) * -(-chunk.n_rows // BLOCK)
+    w = (ctypes.c_double * end)(c)
     entry.call(MOMENTS, ctypes.addressof(task), ctypes.addressof(w))
-    _, twice, above, weight, odd = w
-    return _summary(source, shape, c, (twice, above, weight), check) if odd == 0.0 else None
+    found = w[moments.FOUND : end]
+    return list(zip(found[::3], found[1::3], found[2::3], strict=True)), w[moments.ODD] == 0.0
 
 
 def _moments(chunk: Chunk, c: float) -> Iterator[tuple[float, float, float]]:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nlsq_nb.core.layout import SEGMENT
+from nlsq_nb.core.layout import BLOCK, SEGMENT
 from nlsq_nb.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def compiled_run() -> Entry | None:
     folder = Path(__file__).parent
     try:
         texts = {name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in (*_MAKERS, *PARTS)}
-        key = "\0".join([str(SEGMENT), *texts.values()])
+        key = "\0".join([f"{BLOCK} {SEGMENT}", *texts.values()])
         return load_code(key, "small_fit", {_SYMBOL: ("int64", "void**", "float64*")}, make)[_SYMBOL]
     except (OSError, BackendUnavailable) as error:
         _log.warning("small fits are not compiled: %s", error)
