@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -216,15 +215,3 @@ def test_a_full_device_is_said(cupy, driver):
     ):
         with pytest.raises(BackendUnavailable, match="no memory is left on the device for"):
             attempt()
-
-
-@pytest.mark.parametrize("devices", [False, True])
-def test_threads_fit_at_the_same_time(devices):
-    x, y = decay()
-
-    def fit(k):
-        model, p0 = ((DECAY, START), ("a*exp(-b*x)", START[:2]))[k % 2]
-        return curve_fit(model, x, y, p0=p0, backend="cuda", enable_multi_device=devices).popt.tobytes()
-
-    with ThreadPoolExecutor(4) as pool:
-        assert len(set(pool.map(fit, range(8)))) == 2
