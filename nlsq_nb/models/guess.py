@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 _PLACES = 24
 _CYCLES = 64  # most of them in the data
 _MOST = 8192  # combinations that are tried
+_HUGE = 1e300
 
 RULES = {
     "place": "a value of x: evenly spaced quantiles of it",
@@ -128,8 +129,9 @@ def candidates(rule: str, x: Floats) -> Floats:
     ndarray
         Not sorted.
     """
-    first, last = float(x.min()), float(x.max())
-    span = (last - first) or abs(last) or 1.0
+    # within these limits reciprocals and multiples of a distance are finite, whatever x is
+    first, last = (float(np.clip(edge, -_HUGE, _HUGE)) for edge in (x.min(), x.max()))
+    span = max((last - first) or abs(last) or 1.0, 1.0 / _HUGE)
     if rule == "place":
         return np.quantile(x, (np.arange(_PLACES) + 0.5) / _PLACES)
     if rule == "frequency":

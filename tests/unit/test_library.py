@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nlsq_nb import AdaptiveHybridStreamingOptimizer, DataError, Model, curve_fit, fit_many
@@ -147,7 +147,12 @@ def test_data_without_a_candidate_that_can_be_evaluated_keep_the_usual_start():
     assert all(np.isfinite(list(found.values())))
 
 
-@given(rule=st.sampled_from(sorted(RULES)), rows=st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=20))
+@given(
+    rule=st.sampled_from(sorted(RULES)),
+    rows=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20),
+)
+@example(rule="frequency", rows=[2.2250738585e-313])
+@example(rule="size", rows=[-1.7e308, 1.7e308])
 def test_candidates_are_numbers_of_the_size_of_x(rule, rows):
     values = candidates(rule, np.array(rows))
     assert len(values) > 0
