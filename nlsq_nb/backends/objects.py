@@ -46,7 +46,7 @@ SYMBOL = "nlsq_nb_entry"
 _FORMAT = b"nlsq_nb object 1\n"  # raised when the same text must be compiled differently
 _LARGEST = 1 << 26  # bytes of a file that is read
 _C = {"int64": ctypes.c_int64, "float64*": ctypes.c_void_p, "void**": ctypes.c_void_p}
-_LOCK = threading.RLock()
+_LOCK = threading.RLock()  # taken before every other: of generated modules, of Numba, LLVM and drivers
 _NAMES = itertools.count()
 _log = logging.getLogger("nlsq_nb.backends")
 

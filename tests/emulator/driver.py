@@ -98,7 +98,8 @@ class Driver:
     error : Exception or None
         The first one of an entry point; C sees a code only.
     lock : lock
-        Held by whoever is in the driver; device memory may be touched by one thread at a time.
+        Held by whoever is in the driver; device memory may be touched by one thread at a time. Callers may hold
+        any lock, so nothing is done under it that waits for another.
     """
 
     def __init__(
@@ -285,7 +286,11 @@ class Driver:
     def launch(
         self, kernel: int, grid: tuple[int, ...], block: tuple[int, ...], parameters: int, stream: int
     ) -> None:
-        """Queue a kernel; it may touch the memory of its own device and pinned memory."""
+        """Queue a kernel; it may touch the memory of its own device and pinned memory.
+
+        It is translated before the lock is taken: that waits for locks of Numba and LLVM, whose holders may be
+        waiting for the driver.
+        """
         text, name = self.kernels[kernel]
         compiled = load_kernel(text, name)
         pointers = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
@@ -293,8 +298,7 @@ class Driver:
         for k, parameter in enumerate(compiled.function.parameters):
             end = parameter.offset + parameter.size
             blob[parameter.offset : end] = ctypes.string_at(pointers[k], parameter.size)
-        device, seed = self.device, self.random.randrange(1 << 30)
-        self.ledger.append(Transfer("launch", grid[0] * grid[1] * grid[2], "async", device, name))
+        device = self.device
 
         def work() -> None:
             own = [(a, size) for a, (size, where) in self.allocations.items() if where == device]
@@ -302,4 +306,7 @@ class Driver:
             with self:
                 compiled.launch(grid, block, bytes(blob), buffers, order=self.order, seed=seed)
 
-        self.submit(stream, work)
+        with self.lock:
+            seed = self.random.randrange(1 << 30)
+            self.ledger.append(Transfer("launch", grid[0] * grid[1] * grid[2], "async", device, name))
+            self.submit(stream, work)

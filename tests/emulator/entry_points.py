@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .ptx import PtxError
 __all__ = ["install", "load_ptx_into_the_driver"]
 
 V, S, I, U, P = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint, ctypes.c_uint64  # noqa: E741
-_ENTRIES: dict[str, tuple[tuple[Any, ...], Callable[..., int | None]]] = {}
+_ENTRIES: dict[str, tuple[tuple[Any, ...], Callable[..., int | None], bool]] = {}
 _installed: list[Driver] = []  # C holds addresses of what they keep
 _handles = itertools.count(0x1000, 16)
 _INVALID, _NO_MEMORY, _NOT_READY, _NOT_FOUND, _FAILED, _UNKNOWN = 1, 2, 600, 500, 719, 999
@@ -38,11 +39,11 @@ _ERRORS = {
 }  # fmt: skip
 
 
-def entry(*types: Any) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
-    """Enter a function under its own name, with the C types of its arguments after the driver."""
+def entry(*types: Any, locked: bool = True) -> Callable[[Callable[..., int | None]], Callable[..., int | None]]:
+    """Enter a function under its own name, with the C types of its arguments after the driver; run in its lock."""
 
     def enter(function: Callable[..., int | None]) -> Callable[..., int | None]:
-        _ENTRIES[function.__name__] = (types, function)
+        _ENTRIES[function.__name__] = (types, function, locked)
         return function
 
     return enter
@@ -250,7 +251,7 @@ def cuFuncGetAttribute(d, out, which, kernel): return cuKernelGetAttribute(d, ou
 def cuKernelSetAttribute(d, which, value, kernel, device): ...
 @entry(V, I)
 def cuFuncSetCacheConfig(d, kernel, which): ...
-@entry(V, U, U, U, U, U, U, U, V, V, V)
+@entry(V, U, U, U, U, U, U, U, V, V, V, locked=False)
 def cuLaunchKernel(d, kernel, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):  # noqa: PLR0917 - CUDA's
     d.launch(kernel, (gx, gy, gz), (bx, by, bz), parameters, stream or 0)
 
@@ -259,7 +260,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (("grid", U * 3), ("block", U * 3), ("shared", U), ("stream", V), ("attributes", V), ("count", U))
 
 
-@entry(V, V, V, V)
+@entry(V, V, V, V, locked=False)
 def cuLaunchKernelEx(d, how, kernel, parameters, extra):
     how = ctypes.cast(how, ctypes.POINTER(_Launch))[0]
     d.launch(kernel, tuple(how.grid), tuple(how.block), parameters, how.stream or 0)
@@ -279,20 +280,23 @@ def install(driver: Driver) -> None:
     subprocess.run(["cc", *flags, "-o", str(library), str(source)], check=True)
     stub = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     driver.keep += [stub, folder]
-    for name, (types, function) in _ENTRIES.items():
-        callback = ctypes.CFUNCTYPE(I, *types)(_guarded(driver, name, function))
+    for name, (types, function, locked) in _ENTRIES.items():
+        lock = driver.lock if locked else nullcontext()
+        callback = ctypes.CFUNCTYPE(I, *types)(_guarded(driver, name, function, lock))
         driver.keep.append(callback)
         if stub.stand_in_register(name.encode(), ctypes.cast(callback, V)):
             raise RuntimeError("stub.c has room for no more functions")
     atexit.register(stub.stand_in_end)
 
 
-def _guarded(driver: Driver, name: str, function: Callable[..., int | None]) -> Callable[..., int]:
+def _guarded(
+    driver: Driver, name: str, function: Callable[..., int | None], lock: AbstractContextManager[Any]
+) -> Callable[..., int]:
     """An entry point that turns an exception into an error code, and keeps the first one for the test."""
 
     def call(*args: Any) -> int:
         try:
-            with driver.lock:
+            with lock:
                 return function(driver, *args) or 0
         except Exception as error:  # noqa: BLE001 - nothing may pass through C
             driver.error = driver.error or error

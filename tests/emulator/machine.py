@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ from .ptx import Instruction, Module, PtxError
 __all__ = ["Kernel", "array_arguments", "load_kernel", "pack_arguments"]
 
 ORDERS = ("forward", "reverse", "random")
+_TRANSLATION = threading.Lock()
 _ROUND = ctypes.CFUNCTYPE(
     ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
@@ -164,9 +166,14 @@ class Kernel:
         return found[0] if found else f"instruction {number}"
 
 
-@lru_cache(maxsize=256)
 def load_kernel(text: str, name: str) -> Kernel:
-    """A kernel, translated once per process."""
+    """A kernel, translated once per process, also when several threads ask for it."""
+    with _TRANSLATION:
+        return _kernel(text, name)
+
+
+@lru_cache(maxsize=256)
+def _kernel(text: str, name: str) -> Kernel:
     return Kernel(text, name)
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from nlsq_nb import Model, curve_fit
 from nlsq_nb.errors import BackendUnavailable, DataError, UnsupportedOption
 from nlsq_nb.result import FitResult
 
+from ..emulator import driver as stand_in
 from ..emulator.cupy_stand_in import Exported
 
 DECAY, START = "a*exp(-b*x) + c", [1.0, 1.0, 0.0]
@@ -215,3 +217,34 @@ def test_a_full_device_is_said(cupy, driver):
     ):
         with pytest.raises(BackendUnavailable, match="no memory is left on the device for"):
             attempt()
+
+
+@pytest.mark.parametrize("devices", [False, True])
+def test_threads_fit_at_the_same_time(devices):
+    x, y = decay()
+
+    def fit(k):
+        model, p0 = ((DECAY, START), ("a*exp(-b*x)", START[:2]))[k % 2]
+        return curve_fit(model, x, y, p0=p0, backend="cuda", enable_multi_device=devices).popt.tobytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(fit, range(8)))) == 2
+
+
+def test_other_threads_enter_the_driver_while_a_kernel_is_translated(driver, monkeypatch):
+    """Translating waits for locks of compilers, whose holders enter the driver."""
+    translate, entered = stand_in.load_kernel, []
+
+    def enter():
+        entered.append(driver.lock.acquire(blocking=False))
+        if entered[-1]:
+            driver.lock.release()
+
+    def watched(text, name):
+        with ThreadPoolExecutor(1) as other:
+            other.submit(enter).result()
+        return translate(text, name)
+
+    monkeypatch.setattr(stand_in, "load_kernel", watched)
+    curve_fit(DECAY, *decay(), p0=START, backend="cuda")
+    assert set(entered) == {True}
