@@ -87,10 +87,7 @@ class Attempts:
         self._asked, self._options, self._part, self._signal = asked, options, part, signal
         tol = max(_ROUGHLY, options.gauss_newton.tol)
         self._phase = newton_phase(options, len(asked.theta), _FIRST_STEPS, tol)
-        # native code begins inside the bounds
-        box = zip(asked.lower.tolist(), asked.theta.tolist(), asked.upper.tolist(), strict=True)
-        inside = all(low < value < high for low, value, high in box)
-        self._rows = part.resident() if inside and is_eligible(self._phase, asked) else None
+        self._rows = part.resident() if is_eligible(self._phase, asked) else None
         self._run: NativeRun | None = None
 
     @property

@@ -1,7 +1,7 @@
 """The iterative phases of a small fit, run in native code instead of step by step.
 
 From the same state they end where `Warmup` and `GaussNewton` do, to rounding; what is not plain (a
-bound in the way, a singular system) they leave to these. `backends.small` has the
+fixed parameter, a singular system) they leave to these. `backends.small` has the
 native text; here a state becomes its arrays, and these become a state and events again.
 """
 
@@ -161,7 +161,7 @@ def finish(
 ) -> tuple[FitState, list[Event]] | None:
     """Bring phase 2 to its end once native code has run it, or as much of it as it can.
 
-    Trials that it leaves to the general way (at bounds, of singular systems) are made in Python, one by one.
+    Trials that it leaves to the general way (of singular systems) are made in Python, one by one.
 
     Parameters
     ----------

@@ -25,6 +25,7 @@ NEWTON_STOPS = (
     StopReason.EXACT_FIT,
     StopReason.MAX_ITERATIONS,
     StopReason.STALLED,
+    StopReason.BOUNDED,
 )
 """Why phase 2 ended, by the numbers that the native text gives; 0 is to give up."""
 

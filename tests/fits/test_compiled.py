@@ -176,6 +176,30 @@ def test_random_problems(count):
     assert decided < 0.1 * count
 
 
+@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
+def test_bounds_in_the_way(count):
+    whole, held, decided = 0, 0, 0
+    for seed in range(count):
+        (model, x, y, start), options = drawn(seed)
+        options.pop("bounds", None)
+        rng = np.random.default_rng(seed)
+        try:
+            best = fit(model, x, y, start, **options)[0].popt
+            # some parameters may not get as far, others nearly
+            inside = np.where(rng.random(len(best)) < 0.3, -0.1, rng.uniform(0.01, 2.0, len(best)))
+            low, high = best - inside * np.abs(best), best + 3.0 * np.abs(best) + 1.0
+            args = (model, x, y, np.clip(start, low, high))
+            ran, by_rounding = check(*args, **options, bounds=(low, high))
+        except NlsqError:  # the model is not finite at the start
+            continue
+        whole += "whole" in ran
+        held += np.isin(fit(*args, **options, bounds=(low, high))[0].popt, low).any()
+        decided += by_rounding
+    assert whole > 0.8 * count
+    assert held > 0.6 * count
+    assert decided < 0.1 * count
+
+
 X = np.linspace(0.0, 10.0, 60)
 NUMBER = r"-?\d+\.?\d*(?:e[+-]\d+)?"
 NOISE = np.random.default_rng(5).normal(0.0, 0.05, X.size)

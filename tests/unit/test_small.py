@@ -66,13 +66,23 @@ WARMUPS = {
 NEWTON = GaussNewton(30, 1e-8, 1.0, 1e-10)
 
 
-def task_of(name, *, separable=True, bounded=False):
+BOXES = {  # in the way of the solution, of steps to it, or of the start
+    "exponential": [((0, 0, 1.5), (9, 9, 9)), ((0, 0.1, 0), (9, 0.4, 9)), ((0, 0.6, -9), (3, 2, 9))],
+    "gaussian": [((0, 0, 2), (9, 9, 9)), ((0, 0, 0), (2.5, 4.5, 9)), ((2, 4, 0), (2.7, 4.2, 1.2))],
+    "rational": [((0, 0), (1.5, 9)), ((1, 0.05), (9, 0.2))],
+    "line": [((0, 0), (0.5, 9)), ((0, -1), (9, 0))],
+    "wave": [((0, 1.2, -1, 0), (9, 1.4, 1, 1)), ((0, 0, 0.5, 0), (1.5, 9, 1, 0.15))],
+}
+
+
+def task_of(name, *, separable=True, bounded=False, box=None):
     """(first state, resident rows) of a problem."""
     text, p0, y = MODELS[name]
     model, y = Model(text), y + NOISE
     far = np.full(len(p0), 1e3 if bounded else np.inf)
     linear = model.linear_params if separable else ()
-    state = setup(np.array(p0), (-far, far), model.params, linear, float(y @ y), "p0")
+    low, high = (-far, far) if box is None else np.array(box, dtype=float)
+    state = setup(np.clip(p0, low, high), (low, high), model.params, linear, float(y @ y), "p0")
     backend = CpuBackend(1)
     return state, backend.resident(backend.compile(model.program, np.float64), Chunk(0, (X,), (y,), None))
 
@@ -137,6 +147,13 @@ def test_bounds_that_are_far_away_change_nothing(phase):
     same_bits(phase, *task_of("exponential", bounded=True))
     assert free.stop == within.stop > 0
     assert free.found == within.found
+
+
+@pytest.mark.parametrize("phase", [*WARMUPS.values(), NEWTON], ids=[*WARMUPS, "newton"])
+@pytest.mark.parametrize("separable", [True, False])
+@pytest.mark.parametrize(("name", "box"), [(name, box) for name, some in BOXES.items() for box in some])
+def test_bounds_in_the_way_give_the_bits_of_python(name, box, separable, phase):
+    assert same_bits(phase, *task_of(name, separable=separable, box=box)).stop > 0
 
 
 def test_sums_that_are_given_are_not_measured_again():

@@ -1,8 +1,8 @@
 """Small fits in native code: an iterative phase in one call, without Python between the passes.
 
-The modules `algebra`, `points`, `newton`, `warmup`, `moments` and `driver` are plain Python, which tests run as
-such; LLVM compiles what `translate` makes of them, once on a machine. Neither they nor LLVM are
-imported before the first small fit, and they not even then where the object is on disk.
+The modules in `PARTS` are plain Python, which tests run as such; LLVM compiles what `translate` makes of
+them, once on a machine. Neither they nor LLVM are imported before the first small fit, and they not
+even then where the object is on disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PARTS", "compiled_run"]
 
-PARTS = ("algebra", "points", "newton", "warmup", "moments", "driver")
+PARTS = ("algebra", "points", "boxed", "stationary", "newton", "lbfgs", "warmup", "moments", "driver")
 """The modules that are compiled; what they share is `layout` and `native`."""
 
 _SYMBOL = "nlsq_nb_small_fit"

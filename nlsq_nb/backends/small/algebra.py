@@ -1,8 +1,8 @@
 """Algebra of a compiled small fit: factors and trust-region steps in one flat array, without allocation.
 
-The plain region of `core.factor` and `core.trust_region`: well-conditioned systems, no bound in the
-way. Everything is in one array because compiled functions of many small ones take ten times as long
-to compile.
+`core.factor` and `core.trust_region` for well-conditioned systems; `boxed` has what bounds need.
+Everything is in one array because compiled functions of many small ones take ten times as long to
+compile.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from nlsq_nb.backends.small.native import Floats, Ints, native
 
 __all__ = [
     "EPS",
+    "SLACK",
+    "backward",
+    "cholesky",
     "dot",
     "factorize",
     "forward",
@@ -39,9 +42,11 @@ __all__ = [
     "inverse_trace",
     "invert",
     "is_conditioned",
+    "limited_step",
     "norm",
     "reduced_norms",
     "relax",
+    "shifted",
     "step_of",
 ]
 
@@ -211,7 +216,7 @@ def step_of(task: Ints, w: Floats, at: int, radius: float) -> bool:
         w[DAMPING], w[FALL], w[PREDICTED] = 0.0, gain, gain
         return True
     eliminate(task, w, at)
-    w[DAMPING] = limited_step(task, w, radius)
+    w[DAMPING] = limited_step(task, w, n, radius)
     if w[DAMPING] < 0.0:
         return False
     put_together(task, w, at)
@@ -248,9 +253,9 @@ def shifted(w: Floats, unit: int, squares: int, n: int, damping: float) -> bool:
 
 
 @native
-def limited_step(task: Ints, w: Floats, radius: float) -> float:
-    """`core.trust_region.limited`: u with ‖q·u‖ = radius to ten per cent; its damping, −1 if none."""
-    p, work, n = task[P], task[WORK], task[P] - task[M]
+def limited_step(task: Ints, w: Floats, n: int, radius: float) -> float:
+    """`core.trust_region.limited` of n parameters: u with ‖q·u‖ = radius to ten per cent; its damping, −1 if none."""
+    p, work = task[P], task[WORK]
     q, right, full, u, unit = work + Q * p, work + RIGHT * p, work + FULL * p, work + OUTER * p, work + 10 * p
     squares, slope, scaled, lower = work + SQUARES * p, work + SLOPES * p, work + SCALED * p, unit + n * n
     for i in range(n):

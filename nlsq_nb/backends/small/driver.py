@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from nlsq_nb.backends.small.algebra import relax
+from nlsq_nb.backends.small.boxed import relax_within
 from nlsq_nb.backends.small.layout import (
     BROKEN,
     CHANGE,
@@ -14,7 +15,6 @@ from nlsq_nb.backends.small.layout import (
     LOG,
     MOMENTS,
     ONE,
-    PLACE,
     RELAXED,
     SCREENING,
     SIGNAL,
@@ -28,7 +28,7 @@ from nlsq_nb.backends.small.layout import (
 from nlsq_nb.backends.small.moments import moments
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.newton import GAVE_UP, SILENT, newton
-from nlsq_nb.backends.small.points import clear, enter, go, measure
+from nlsq_nb.backends.small.points import clear, enter, has_room, measure
 from nlsq_nb.backends.small.warmup import is_trusted, warmup
 
 __all__ = ["run"]
@@ -36,13 +36,15 @@ __all__ = ["run"]
 
 @native
 def reduced_sse(task: Ints, w: Floats, at: int, sse: float) -> float:
-    """The sse of a point with its linear parameters at their best, unless bounds or rounding forbid these."""
+    """The sse of a point with its linear parameters at their best, unless rounding forbids these."""
     m, change = task[M], at + task[CHANGE]
     if m == 0 or math.isinf(sse) or not is_trusted(task, w, at):
         return sse
     clear(task, w, at)
     gain = relax(task, w, at, m, at + task[Y], change)
-    return max(sse - gain, 0.0) if go(task, w, at, change, 1.0, task[PLACE]) else sse
+    if not has_room(task, w, at, change, m):
+        gain = relax_within(task, w, at)
+    return max(sse - gain, 0.0) if gain > 0.0 else sse
 
 
 @native

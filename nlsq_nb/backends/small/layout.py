@@ -76,6 +76,8 @@ ASKED = 11
     H,
     L,
     SUMS,
+    GAIN,  # what relaxing the linear parameters takes off the sse
+    BOXED,  # whether bounds are in the way of that
     LOWER,  # bounds
     UPPER,
     SCALES,  # of z
@@ -89,6 +91,8 @@ ASKED = 11
     DELTA,  # a trial step
     PLACE,  # where a change would lead
     WAY,  # a direction in z
+    DOWN,  # ∂loss/∂z of the current point, but for what bounds forbid
+    LEFT,  # what they leave of a direction
     BASE,  # where it begins
     MOVE,  # the same in θ, the linear parameters following
     FORCE,  # right-hand side of what makes them follow
@@ -97,10 +101,11 @@ ASKED = 11
     BENDS,
     SHARES,
     WORK,  # space for the algebra
+    BOX,  # and for that within bounds
     INVERSE,  # of JᵀWJ where phase 2 has ended, rows by rows
     LOG,
-) = range(ASKED, ASKED + 38)
-ORDER = ASKED + 38  # the parameters begin here, linear ones first
+) = range(ASKED, ASKED + 43)
+ORDER = ASKED + 43  # the parameters begin here, linear ones first
 
 # --- w: what is found ---
 (
@@ -220,12 +225,12 @@ def layout(separable: bytes, columns: int, memory: int, lines: int) -> Layout:
     p, size = len(separable), sums_size(len(separable), 2)
     order = [k for k in range(p) if separable[k]] + [k for k in range(p) if not separable[k]]
     vectors = dict.fromkeys((CHANGE, SLOPE, NORMS, Y, U, G), p)
-    parts, record = _places(p, vectors | {H: p * p, L: p * p, SUMS: 4 * size})  # after θ
+    parts, record = _places(p, vectors | {H: p * p, L: p * p, SUMS: 4 * size, GAIN: 1, BOXED: 1})  # after θ
     boxes = dict.fromkeys((LOWER, UPPER, SCALES, BEGUN), p)
     records = dict.fromkeys((ONE, TWO, HERE, BEST, KEPT), record)
-    vectors = dict.fromkeys((SCALE, DELTA, PLACE, WAY, BASE, MOVE, FORCE), p)
+    vectors = dict.fromkeys((SCALE, DELTA, PLACE, WAY, DOWN, LEFT, BASE, MOVE, FORCE), p)
     pairs = {S_PAIRS: (memory + 1) * p, Y_PAIRS: (memory + 1) * p, BENDS: memory + 1, SHARES: memory + 1}
-    work = {WORK: 10 * p + 2 * p * p, INVERSE: p * p, LOG: lines * (WIDTH + p)}
+    work = {WORK: 10 * p + 2 * p * p, BOX: 8 * p + p * p, INVERSE: p * p, LOG: lines * (WIDTH + p)}
     spots, end = _places(FIRST_STEPS + 4, boxes | records | vectors | pairs | work)
     numbers = {P: p, M: sum(separable), MEMORY: memory, TABLE: ORDER + p, SIZE: size, RECORD: record}
     task = np.zeros(ORDER + p + columns, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Gauss–Newton of a compiled small fit: `phases.gauss_newton` in its plain region, step by step."""
+"""Gauss–Newton of a compiled small fit: `phases.gauss_newton` step by step, where systems are regular."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import math
 
 from nlsq_nb.backends.small.algebra import (
     EPS,
-    dot,
     factorize,
-    full_step,
     inverse_trace,
     invert,
     is_conditioned,
     reduced_norms,
     relax,
-    step_of,
 )
+from nlsq_nb.backends.small.boxed import gain_at, relax_within, step_at
 from nlsq_nb.backends.small.layout import (
     BEGUN,
-    BOUNDED,
+    BOXED,
     CEILING,
     CHANGE,
     CONDITION,
     DAMPING,
     DELTA,
     FALL,
+    GAIN,
     GIVEN,
     HAPPENED,
     HERE,
@@ -56,7 +55,6 @@ from nlsq_nb.backends.small.layout import (
     TWO,
     UNTOUCHED,
     WIDTH,
-    WORK,
     G,
     L,
     M,
@@ -64,16 +62,16 @@ from nlsq_nb.backends.small.layout import (
     Y,
 )
 from nlsq_nb.backends.small.native import Floats, Ints, native
-from nlsq_nb.backends.small.points import clear, copy_point, go, measure
+from nlsq_nb.backends.small.points import clear, copy_point, has_room, is_inside, measure, move
+from nlsq_nb.backends.small.stationary import is_beside, is_held, is_regular, sees_all
 
-__all__ = ["GAVE_UP", "SINGULAR", "TRUSTED", "newton"]
+__all__ = ["GAVE_UP", "SILENT", "TRUSTED", "newton"]
 
 TINY = 2.2250738585072014e-308
-LEAST, NOTHING = 1.4916681462400413e-154, 64.0 * EPS  # as phases.stationary
 # as the phase and core have them
-ACCEPT, POLISH, POLISHED, SILENT, TRUSTED, SINGULAR = 1e-4, 0.1, 1e-11, 1e-8, 1e-6, 1e-14
+ACCEPT, POLISH, POLISHED, SILENT, TRUSTED = 1e-4, 0.1, 1e-11, 1e-8, 1e-6
 LATE = 40  # as the phase: trials that native code makes where no parameter is eliminated
-GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED = range(-1, 6)
+GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED, AT_BOUND = range(-1, 7)
 
 
 @native
@@ -83,14 +81,19 @@ def solve(task: Ints, w: Floats, at: int) -> bool:
     if not factorize(task, w, at, p) or not is_conditioned(w, at + task[L], p, m, TRUSTED / EPS):
         return False
     clear(task, w, at)
-    relax(task, w, at, p, at + task[Y], at + task[CHANGE])
-    return go(task, w, at, at + task[CHANGE], 1.0, task[PLACE])
+    w[at + task[GAIN]], w[at + task[BOXED]] = relax(task, w, at, p, at + task[Y], at + task[CHANGE]), 0.0
+    if is_inside(task, w, at) and has_room(task, w, at, at + task[CHANGE], p):
+        return True
+    w[at + task[BOXED]] = 1.0
+    if not has_room(task, w, at, at + task[CHANGE], m):
+        w[at + task[GAIN]] = relax_within(task, w, at)
+    return bool(w[at + task[GAIN]] >= 0.0)
 
 
 @native
 def relaxed(task: Ints, w: Floats, at: int, sse: float) -> float:
     """The sse of a solved point with its linear parameters at their best."""
-    return max(sse - dot(w, at + task[Y], at + task[Y], task[M]), 0.0)
+    return float(max(sse - w[at + task[GAIN]], 0.0))
 
 
 @native
@@ -114,12 +117,11 @@ def settle(task: Ints, w: Floats) -> int:
     least = relaxed(task, w, one, sse)
     w[NEW_RELAXED] = least
     worse = trial and w[OFFSET] > w[TOL] and sse > w[SSE]
-    if task[M] == 0 or not (worse or dot(w, one + task[Y], one + task[Y], task[M]) > POLISH * least):
+    if task[M] == 0 or not (worse or w[one + task[GAIN]] > POLISH * least):
         return one
     if trial and is_hopeless(task, w, least):
         return one
-    for k in range(task[P]):
-        w[two + k] = w[task[PLACE] + k]
+    move(task, w, one, one + task[CHANGE], 1.0, two)
     new = measure(task, w, two)
     if not new <= sse:
         w[NEW_RELAXED] = sse  # too ill-conditioned to be believed
@@ -142,48 +144,31 @@ def noise_of(task: Ints, w: Floats, m: int) -> float:
 
 
 @native
-def gain_at(task: Ints, w: Floats, at: int) -> float:
-    """What a full step from a solved point would take off the sse; −1 where a bound stops it."""
-    full_step(task, w, at, task[WORK])
-    if not go(task, w, at, task[WORK], 1.0, task[PLACE]):
-        return -1.0
-    return dot(w, at + task[Y], at + task[Y], task[P])
-
-
-@native
 def offset_of(gain: float, sse: float) -> float:
     """The relative offset."""
     return math.sqrt(gain / sse) if sse > 0.0 else 0.0
 
 
 @native
-def is_regular(task: Ints, w: Floats) -> bool:
-    """Whether all parameters are determined at the current point."""
-    p = task[P]
-    return is_conditioned(w, task[HERE] + task[L], p, p, 1.0 / (p * SINGULAR))
-
-
-@native
-def sees_all(task: Ints, w: Floats) -> bool:
-    """Whether the model feels every parameter at the current point; see `stationary.seen_parameters`."""
-    here = task[HERE]
-    for i in range(task[P]):
-        k, size = task[ORDER + i], w[here + task[NORMS] + i]
-        felt = size * max(abs(w[here + k]), w[task[SCALES] + k])
-        if size < LEAST or (i >= task[M] and not felt > NOTHING * math.sqrt(w[SIGNAL])):
-            return False
-    return True
-
-
-@native
 def is_stuck(task: Ints, w: Floats) -> bool:
     """`trial.is_stuck` after a trial."""
     here, total, same = task[HERE], 0.0, True
+    move(task, w, here, task[DELTA], 1.0, task[PLACE])
     for k in range(task[P]):
         size = w[task[SCALE] + k] * w[here + k]
         total += size * size
-        same = same and w[here + k] + w[task[DELTA] + k] == w[here + k]
+        same = same and w[task[PLACE] + k] == w[here + k]
     return same or w[RADIUS] <= EPS * math.sqrt(total)
+
+
+@native
+def stationary(task: Ints, w: Floats, accepted: int) -> int:
+    """What is called for where a full step gains next to nothing."""
+    if not (sees_all(task, w) and is_regular(task, w)):
+        return GAVE_UP
+    if not is_held(task, w):
+        return RELATIVE_OFFSET
+    return GO_ON if accepted > 0 and is_beside(task, w) else AT_BOUND
 
 
 @native
@@ -199,10 +184,10 @@ def judge(task: Ints, w: Floats, accepted: int) -> int:
         first = before > w[TOL] and before < math.inf and w[STEPS] < task[CEILING]
         if accepted > 0 and first and w[OFFSET] > POLISHED:
             return GO_ON
-        if sees_all(task, w) and is_regular(task, w):
-            return RELATIVE_OFFSET
-        w[OFFSET] = before
-        return GAVE_UP
+        stop = stationary(task, w, accepted)
+        if stop == GAVE_UP:
+            w[OFFSET] = before
+        return stop
     if accepted == 0 and gain <= noise_of(task, w, 0):
         return ROUNDING if is_regular(task, w) else GAVE_UP
     if accepted == 0 and is_stuck(task, w):
@@ -231,10 +216,9 @@ def next_radius(w: Floats, actual: float) -> float:
 
 @native
 def first_radius(task: Ints, w: Floats) -> bool:
-    """The D-norm of a step along the full one, the first radius long in z; False where a bound stops that."""
-    here, delta, reach, length = task[HERE], task[DELTA], 0.0, 0.0
-    full_step(task, w, here, delta)
-    if task[BOUNDED] != 0 and not go(task, w, here, delta, 1.0, task[PLACE]):
+    """The D-norm of a step along the full one, the first radius long in z; False to give up."""
+    delta, reach, length = task[DELTA], 0.0, 0.0
+    if not step_at(task, w, task[HERE], math.inf):
         return False
     for i in range(task[M], task[P]):
         k = task[ORDER + i]
@@ -302,8 +286,9 @@ def attempt(task: Ints, w: Floats) -> int:
     here, one, row, actual = task[HERE], task[ONE], task[ONE], -math.inf
     if math.isinf(w[RADIUS]) and not first_radius(task, w):
         return GAVE_UP
-    if not step_of(task, w, here, w[RADIUS]) or not go(task, w, here, task[DELTA], 1.0, one):
+    if not step_at(task, w, here, w[RADIUS]):
         return GAVE_UP
+    move(task, w, here, task[DELTA], 1.0, one)
     w[NEW_SSE], w[STEPS] = measure(task, w, one), w[STEPS] + 1.0
     trial_sse, accepted = w[NEW_SSE], 0
     if math.isfinite(trial_sse):
@@ -362,6 +347,6 @@ def newton(task: Ints, w: Floats) -> int:
             w[STEPS], w[PASSES], w[TOLD], w[RADIUS] = steps, passes, told, radius
     if stop != GAVE_UP or w[HAPPENED] != UNTOUCHED:
         copy_point(task, w, task[HERE], task[ONE])
-    if stop == RELATIVE_OFFSET or (stop == ROUNDING and sees_all(task, w)):
+    if (stop == RELATIVE_OFFSET or (stop == ROUNDING and sees_all(task, w))) and is_inside(task, w, task[HERE]):
         w[CONDITION] = invert(task, w, task[HERE])
     return stop

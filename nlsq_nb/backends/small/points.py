@@ -15,6 +15,7 @@ from nlsq_nb.backends.small.layout import (
     KERNEL,
     LOWER,
     ONE,
+    ORDER,
     PASSES,
     RECORD,
     RESULTS,
@@ -32,9 +33,9 @@ from nlsq_nb.backends.small.layout import (
 from nlsq_nb.backends.small.native import Floats, Ints, call_kernel, native
 from nlsq_nb.core.layout import SEGMENT
 
-__all__ = ["clear", "copy_point", "enter", "go", "measure"]
+__all__ = ["clear", "copy_point", "enter", "has_room", "is_inside", "measure", "move"]
 
-NEAR = 8.0 * EPS  # twice that of core.bounds: whoever comes so near a bound is on it there
+NEAR = 4.0 * EPS  # as core.bounds
 
 
 @native
@@ -93,16 +94,36 @@ def measure(task: Ints, w: Floats, at: int) -> float:
 
 
 @native
-def go(task: Ints, w: Floats, source: int, change: int, share: float, target: int) -> bool:
-    """θ after a share of a change; False where a bound is in the way or next to it."""
+def move(task: Ints, w: Floats, source: int, change: int, share: float, target: int) -> None:
+    """`core.bounds.moved` by a share of a change."""
     for k in range(task[P]):
         step = share * w[change + k]
         there = w[source + k] + step
         if task[BOUNDED] != 0:
-            slack = NEAR * (abs(w[source + k]) + abs(there))
-            if not w[task[LOWER] + k] + slack < there < w[task[UPPER] + k] - slack:
-                return False
+            low, high, slack = w[task[LOWER] + k], w[task[UPPER] + k], NEAR * (abs(w[source + k]) + abs(there))
+            if step < 0.0 and there <= low + slack:
+                there = low
+            elif step > 0.0 and there >= high - slack:
+                there = high
         w[target + k] = there
+
+
+@native
+def has_room(task: Ints, w: Floats, at: int, change: int, count: int) -> bool:
+    """Whether a change of the first parameters in the order stays clear of their bounds."""
+    for i in range(count if task[BOUNDED] != 0 else 0):
+        k = task[ORDER + i]
+        if not w[task[LOWER] + k] - w[at + k] < w[change + k] < w[task[UPPER] + k] - w[at + k]:
+            return False
+    return True
+
+
+@native
+def is_inside(task: Ints, w: Floats, at: int) -> bool:
+    """Whether a point is on no bound."""
+    for k in range(task[P] if task[BOUNDED] != 0 else 0):
+        if w[at + k] == w[task[LOWER] + k] or w[at + k] == w[task[UPPER] + k]:
+            return False
     return True
 
 
@@ -120,7 +141,7 @@ def enter(task: Ints, w: Floats) -> bool:
     for k in range(RESULTS if task[GIVEN] != TAKEN_UP else 0):
         w[k] = 0.0
     for k in range(task[P]):
-        if not w[task[LOWER] + k] < w[one + k] < w[task[UPPER] + k]:
+        if not w[task[LOWER] + k] <= w[one + k] <= w[task[UPPER] + k]:
             return False
     w[SSE] = unpack(task, w, one) if task[GIVEN] != 0 else measure(task, w, one)
     w[FIRST_SSE] = w[GIVEN_SSE] if math.isfinite(w[GIVEN_SSE]) else w[SSE]

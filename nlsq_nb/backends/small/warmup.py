@@ -1,22 +1,22 @@
-"""The warm-up of a compiled small fit: `phases.warmup` in its plain region, step by step."""
+"""The warm-up of a compiled small fit: `phases.warmup` step by step, where systems are regular."""
 
 from __future__ import annotations
 
 import math
 
 from nlsq_nb.backends.small.algebra import EPS, dot, factorize, forward, is_conditioned, norm, relax
+from nlsq_nb.backends.small.boxed import relax_within
 from nlsq_nb.backends.small.layout import (
     ADAPTS,
     BASE,
-    BENDS,
     BEST,
     BY_GRADIENT,
     BY_PLATEAU,
     CALM,
     CEILING,
     CHANGE,
-    CLIP,
     CLIPS,
+    DOWN,
     EARLY,
     FAILURES,
     FILLED,
@@ -28,6 +28,7 @@ from nlsq_nb.backends.small.layout import (
     HERE,
     KEPT,
     LEAST,
+    LEFT,
     LIMIT,
     LOG,
     LONGEST,
@@ -44,9 +45,7 @@ from nlsq_nb.backends.small.layout import (
     PLATEAU_SIZE,
     RELATIVE,
     RISE,
-    S_PAIRS,
     SCALES,
-    SHARES,
     SLOPE,
     SSE,
     STEEP,
@@ -61,7 +60,6 @@ from nlsq_nb.backends.small.layout import (
     WAY,
     WEIGHT,
     WIDTH,
-    Y_PAIRS,
     G,
     H,
     L,
@@ -69,13 +67,14 @@ from nlsq_nb.backends.small.layout import (
     P,
     Y,
 )
+from nlsq_nb.backends.small.lbfgs import direction, look_down, remember
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.newton import TRUSTED
-from nlsq_nb.backends.small.points import clear, copy_point, go, measure
+from nlsq_nb.backends.small.points import clear, copy_point, has_room, measure, move
 
 __all__ = ["warmup"]
 
-SAME, SETTLED, CURVATURE, C1, C2, TRIALS, PATIENCE = 1.0 + 1e-9, 1e-2, 1e-10, 1e-4, 0.9, 25, 3  # as the phase
+SAME, SETTLED, C1, C2, TRIALS, PATIENCE = 1.0 + 1e-9, 1e-2, 1e-4, 0.9, 25, 3  # as the phase
 NEARLY = 1.0 + 1e-12
 GO_ON, GAVE_UP, WARM_START_FOUND, PLATEAU, GRADIENT, MAX_ITERATIONS, COST_GUARD, NO_STEP, AT_ROUNDING = range(-1, 8)
 NOT_ASKED, NOTHING_NONLINEAR = 8, 9
@@ -112,9 +111,12 @@ def loss_at(task: Ints, w: Floats, at: int, sse: float) -> float:
     if m > 0:
         if not is_trusted(task, w, at):
             return -1.0
-        sse = max(sse - relax(task, w, at, m, at + task[Y], change), 0.0)
-        if not go(task, w, at, change, 1.0, task[PLACE]):
+        gain = relax(task, w, at, m, at + task[Y], change)
+        if not has_room(task, w, at, change, m):
+            gain = relax_within(task, w, at)
+        if gain < 0.0:
             return -1.0
+        sse = max(sse - gain, 0.0)
     for i in range(m, p):
         k = task[ORDER + i]
         total = w[at + task[G] + k]
@@ -143,8 +145,7 @@ def settle_loss(task: Ints, w: Floats, sse: float) -> int:
         return -1
     if math.isinf(w[NEW_LOSS]) or task[M] == 0 or is_settled(w, sse):
         return one
-    if not go(task, w, one, one + task[CHANGE], 1.0, two):
-        return -1
+    move(task, w, one, one + task[CHANGE], 1.0, two)
     new = measure(task, w, two)
     if new <= sse:
         row, sse, w[NEW_LOSS] = two, new, loss_at(task, w, two, new)
@@ -154,57 +155,6 @@ def settle_loss(task: Ints, w: Floats, sse: float) -> int:
         clear(task, w, row)
         w[NEW_LOSS] = sse / (w[WEIGHT] * w[UNIT])
     return row
-
-
-@native
-def direction(task: Ints, w: Floats) -> None:
-    """`core.lbfgs.direction` of the clipped gradient."""
-    p, gradient, way, count = task[P], task[HERE] + task[SLOPE], task[WAY], int(w[PAIRS])
-    steps, yields, bends, shares = task[S_PAIRS], task[Y_PAIRS], task[BENDS], task[SHARES]
-    shrink = w[CLIP] / w[STEEP] if w[STEEP] > w[CLIP] else 1.0
-    for k in range(p):
-        w[way + k] = -w[gradient + k] * shrink
-    for i in range(count - 1, -1, -1):
-        w[shares + i] = dot(w, steps + i * p, way, p) / w[bends + i]
-        for k in range(p):
-            w[way + k] -= w[shares + i] * w[yields + i * p + k]
-    last = yields + (count - 1) * p
-    size = w[bends + count - 1] / dot(w, last, last, p)
-    for k in range(p):
-        w[way + k] *= size
-    for i in range(count):
-        share = w[shares + i] - dot(w, yields + i * p, way, p) / w[bends + i]
-        for k in range(p):
-            w[way + k] += share * w[steps + i * p + k]
-    for k in range(p):
-        if w[gradient + k] == 0.0:
-            w[way + k] = 0.0
-
-
-@native
-def remember(task: Ints, w: Floats) -> None:
-    """`core.lbfgs.remember` of the way from the current point to what was found."""
-    p, old, new, capacity, count = task[P], task[HERE], task[KEPT], task[MEMORY], int(w[PAIRS])
-    steps, yields, bends = task[S_PAIRS], task[Y_PAIRS], task[BENDS]
-    s, y = steps + count * p, yields + count * p
-    for k in range(p):
-        w[s + k] = 0.0
-        w[y + k] = w[new + task[SLOPE] + k] - w[old + task[SLOPE] + k]
-    for i in range(task[M], p):
-        k = task[ORDER + i]
-        w[s + k] = (w[new + k] - w[old + k]) / w[task[SCALES] + k]
-    bend = dot(w, s, y, p)
-    if not bend > CURVATURE * math.sqrt(dot(w, s, s, p) * dot(w, y, y, p)):
-        return
-    w[bends + count] = bend
-    if count < capacity:
-        w[PAIRS] = count + 1
-        return
-    for i in range(capacity * p):  # the oldest gives way
-        w[steps + i] = w[steps + p + i]
-        w[yields + i] = w[yields + p + i]
-    for i in range(capacity):
-        w[bends + i] = w[bends + i + 1]
 
 
 @native
@@ -224,8 +174,10 @@ def search(task: Ints, w: Floats, slope: float, longest: float) -> float:
     p, one, start = task[P], task[ONE], w[LOSS]
     low, high, best, t = 0.0, math.inf, math.inf, min(1.0, longest)
     for _ in range(TRIALS):
-        if not go(task, w, task[BASE], task[MOVE], t, one):
-            return -1.0
+        move(task, w, task[BASE], task[MOVE], t, one)
+        for k in range(p):
+            wanted = w[task[BASE] + k] + t * w[task[MOVE] + k]
+            w[task[LEFT] + k] = w[task[WAY] + k] if wanted == w[one + k] else 0.0
         row = settle_loss(task, w, measure(task, w, one))
         if row < 0:
             return -1.0
@@ -236,7 +188,7 @@ def search(task: Ints, w: Floats, slope: float, longest: float) -> float:
             continue
         copy_point(task, w, row, task[KEPT])
         low, best = t, value
-        if dot(w, row + task[SLOPE], task[WAY], p) >= C2 * slope or t >= longest:
+        if dot(w, row + task[SLOPE], task[LEFT], p) >= C2 * slope or t >= longest:
             break
         t = min(2.0 * t, longest) if high == math.inf else 0.5 * (low + high)
     w[NEW_LOSS] = best
@@ -274,7 +226,7 @@ def verdict(task: Ints, w: Floats) -> int:
 @native
 def aim(task: Ints, w: Floats) -> None:
     """Direction as `Warmup._direction`; the memory is left where it leads upwards."""
-    p, gradient, way = task[P], task[HERE] + task[SLOPE], task[WAY]
+    p, gradient, way = task[P], task[DOWN], task[WAY]
     if w[PAIRS] > 0.0:
         direction(task, w)
         if dot(w, way, gradient, p) < 0.0:
@@ -298,7 +250,7 @@ def accept(task: Ints, w: Floats) -> int:
     w[LOSS], w[STUCK] = loss, 0.0
     if w[PAIRS] == task[MEMORY] and w[FILLED] == 0.0:
         w[FILLED], w[HAPPENED] = 1.0, JUST_FILLED
-    w[STEEP] = norm(w, task[HERE] + task[SLOPE], task[P])
+    look_down(task, w)
     w[RISE] = max(loss, EPS * EPS) / max(least, EPS * EPS)
     if w[TOLERANCE] >= 0.0 and not w[RISE] <= 1.0 + w[TOLERANCE]:
         return COST_GUARD
@@ -320,11 +272,10 @@ def fail(task: Ints, w: Floats, slope: float, had: bool) -> int:
 @native
 def tell(task: Ints, w: Floats, length: float, clipped: float) -> None:
     """One line of the log."""
-    p, here, line = task[P], task[HERE], task[LOG] + int(w[TOLD]) * (WIDTH + task[P])
+    here, line = task[HERE], task[LOG] + int(w[TOLD]) * (WIDTH + task[P])
     w[line], w[line + 1], w[line + 2] = w[STEPS], w[LOSS], w[STEEP]
     w[line + 3], w[line + 4], w[line + 5] = length, clipped, w[HAPPENED]
-    for k in range(p):
-        w[line + WIDTH + k] = w[here + k] + w[here + task[CHANGE] + k]
+    move(task, w, here, here + task[CHANGE], 1.0, line + WIDTH)
     w[TOLD] += 1.0
 
 
@@ -332,6 +283,8 @@ def tell(task: Ints, w: Floats, length: float, clipped: float) -> None:
 def descend(task: Ints, w: Floats) -> int:
     """One iteration as `Warmup.step`: a stop, or to go on."""
     p, here, way, longest, had = task[P], task[HERE], task[WAY], w[LONGEST], w[PAIRS] > 0.0
+    if w[STEEP] == 0.0:
+        return GRADIENT
     if not 0.0 < w[STEEP] < math.inf:
         return GAVE_UP
     aim(task, w)
@@ -342,9 +295,9 @@ def descend(task: Ints, w: Floats) -> int:
     share, reach = longest / asked if clipped else 1.0, max(longest / asked, 1.0)
     for k in range(p):
         w[way + k] *= share
-        w[task[BASE] + k] = w[here + k] + w[here + task[CHANGE] + k]
         w[task[MOVE] + k] = w[task[SCALES] + k] * w[way + k]
-    slope = dot(w, here + task[SLOPE], way, p)
+    move(task, w, here, here + task[CHANGE], 1.0, task[BASE])
+    slope = dot(w, task[DOWN], way, p)
     if not follow(task, w):
         return GAVE_UP
     t = search(task, w, slope, reach if reach >= SAME else 1.0)
@@ -385,7 +338,7 @@ def warmup(task: Ints, w: Floats) -> int:
     copy_point(task, w, row, task[HERE])
     copy_point(task, w, row, task[BEST])
     w[LOSS] = w[LEAST] = w[NEW_LOSS]
-    w[STEEP] = norm(w, task[HERE] + task[SLOPE], task[P])
+    look_down(task, w)
     stop = verdict(task, w)
     while stop == GO_ON:
         stop = descend(task, w)
