@@ -26,6 +26,7 @@ from nlsq_nb.guessed import with_guess
 from nlsq_nb.native_run import NEWTON_STOPS
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.setup import setup
+from nlsq_nb.phases.state import StopReason
 from nlsq_nb.plan import is_matrix_free, newton_phase, objective_over
 from nlsq_nb.problem import Problem, read_problem
 from nlsq_nb.protocols import Backend
@@ -266,7 +267,8 @@ def _in_native_code(
     variance = np.ones(len(fits))
     if not problem.absolute_sigma:
         variance = np.maximum(sse, _EPS**2 * signal) / fits.dof
-    passed = np.array([stop is not None and stop.success for stop in NEWTON_STOPS])
+    # an optimum on a bound may be one of many: it is worth all four phases
+    passed = np.array([stop is not None and stop.success and stop is not StopReason.BOUNDED for stop in NEWTON_STOPS])
     found = passed[ends.stop] & np.isfinite(signal)
     pcov, plain = _covariances(ends.sums[found], variance[found], len(fits.names))
     found[found] = plain
