@@ -241,8 +241,9 @@ class GaussNewton:
         """Note the sse with the linear parameters at their best, and move them if that matters.
 
         The derivatives by the nonlinear parameters are proportional to the linear ones, so they
-        are worth one more pass when the linear ones are far off, and when without it a trial
-        would be worse than the state's point although its relaxed sse is better.
+        are worth one more pass when the linear ones are far off or come to a bound, where that
+        may be zero, and when without it a trial would be worse than the state's point although its
+        relaxed sse is better.
         """
         if not sums.is_finite:
             return _Point(theta, sums, sums.sse, None)
@@ -252,7 +253,7 @@ class GaussNewton:
         here = _Point(theta, sums, least, solved)
         # beyond convergence rounding alone makes a trial worse
         worse = trial and state.offset > self.tol and sums.sse > sums_of(state).sse
-        if True not in state.linear.tolist() or not (worse or gain > _POLISH * least):
+        if True not in state.linear.tolist() or not (worse or gain > _POLISH * least or _lands(solved)):
             return here
         if trial and least >= state.relaxed:
             doubt = 4.0 * sums.sse * rounding_error(principal(sums.jtj, state.linear))
@@ -357,3 +358,11 @@ class GaussNewton:
         elif stop is None and state.iteration >= self.max_iterations:
             stop = StopReason.MAX_ITERATIONS
         return replace(state, offset=offset, doubtful=doubtful, stop=stop)
+
+
+def _lands(solved: Quadratic) -> bool:
+    """Whether relaxing brings a linear parameter to a bound."""
+    if solved.room is None or solved.factor is not None:
+        return False
+    delta = solved.relax().delta
+    return bool(((delta != 0.0) & ((delta == solved.room[0]) | (delta == solved.room[1]))).any())

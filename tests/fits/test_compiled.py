@@ -212,6 +212,9 @@ DECAY = 5.0 * np.exp(-0.5 * X) + 1.0
         ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"bounds": ([0, 0, 2], [9, 9, 9])}),  # ends on a bound
         ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"bounds": ([0, 0, 5], [9, 9, 9])}),  # begins on one
         ("a*exp(-b*x) + c", DECAY + NOISE, (1.0, 0.1, 5.0), {"bounds": ([0, 0.1, 0], [9, 0.1, 9])}),  # fixed
+        # a term that vanishes, and its rate with it
+        ("a*exp(-b*x) + d*exp(-k*x)", 5 * np.exp(-X) - np.exp(-2 * X) + NOISE, (3, 0.3, 1, 4), {"bounds": (0, 9)}),
+        ("a*exp(-b*x) + d*exp(-k*x)", 5 * np.exp(-X) - np.exp(-2 * X) + NOISE, (3, 0.3, 0, 4), {"bounds": (0, 9)}),
         ("a*exp(-b*x) + c + d", DECAY + NOISE, (1.0, 0.1, 5.0, 1.0), {}),  # singular everywhere
         ("a*exp(-b*x) + c*exp(-d*x)", DECAY + NOISE, (2.0, 0.3, 2.0, 0.3), {}),  # singular at the start
         ("a*exp(-b*x)", 5.0 * np.exp(-0.5 * X), (1.0, 0.1), {}),  # exact

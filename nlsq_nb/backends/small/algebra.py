@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from nlsq_nb.backends.small.layout import (
+    BOUNDED,
     DAMPING,
     DELTA,
     FALL,
@@ -151,9 +152,11 @@ def factorize(task: Ints, w: Floats, at: int, count: int) -> bool:
     g, h, lower = at + task[G], at + task[H], at + task[L]
     for i in range(count):
         square = w[h + task[ORDER + i] * (p + 1)]
-        if not 0.0 < square < math.inf:
+        # beside an amplitude that is zero on its bound, a parameter without influence stays where it is
+        inert = task[BOUNDED] != 0 and square == 0.0 and w[g + task[ORDER + i]] == 0.0
+        if not (0.0 < square < math.inf or inert):
             return False
-        w[norms + i] = math.sqrt(square)
+        w[norms + i] = 1.0 if inert else math.sqrt(square)
     for i in range(count):
         row = h + task[ORDER + i] * p
         for j in range(i):
@@ -186,9 +189,9 @@ def reduced_norms(task: Ints, w: Floats, at: int, out: int) -> None:
     """Column norms with the linear parameters eliminated for the others; see `Factor.reduced_norms`."""
     p, m, norms, lower = task[P], task[M], at + task[NORMS], at + task[L]
     for i in range(p):
-        size = 1.0
+        size = 1.0 if w[at + task[H] + task[ORDER + i] * (p + 1)] > 0.0 else 0.0
         if 0 < m <= i:
-            size = norm(w, lower + i * p + m, i + 1 - m)
+            size *= norm(w, lower + i * p + m, i + 1 - m)
         w[out + task[ORDER + i]] = w[norms + i] * size
 
 

@@ -51,7 +51,7 @@ from nlsq_nb.backends.small.layout import (
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.points import has_room
 
-__all__ = ["gain_at", "relax_within", "step_at"]
+__all__ = ["gain_at", "lands", "relax_within", "step_at"]
 
 PULL, LOW, HIGH, SIZE, STEP, TARGET, FREE, REST, MATRIX = range(9)
 UNKNOWN, FAILED = -1.0, -2.0
@@ -180,7 +180,7 @@ def release(task: Ints, w: Floats, first: int, n: int, damping: float) -> bool:
         unit = size if size > 0.0 else 1.0
         force = w[box + PULL * p + k]
         total += (force / unit) * (force / unit)
-        if w[box + FREE * p + k] != 0.0 or not low < high:
+        if w[box + FREE * p + k] != 0.0 or not (low < high and w[matrix + i * (n + 1)] > 0.0):
             continue
         for j in range(n):
             force -= w[matrix + i * n + j] * w[step + task[ORDER + first + j]]
@@ -204,6 +204,7 @@ def solve_box(task: Ints, w: Floats, first: int, n: int, radius: float) -> float
         k = task[ORDER + first + i]
         pull, low, high = w[box + PULL * p + k], w[box + LOW * p + k], w[box + HIGH * p + k]
         held = (low == 0.0 and pull < 0.0) or (high == 0.0 and pull > 0.0) or not low < high
+        held = held or not w[box + MATRIX * p + i * (n + 1)] > 0.0
         w[box + FREE * p + k] = 0.0 if held else 1.0
         w[box + STEP * p + k] = 0.0
     for _ in range(3 * n + 3):
@@ -240,6 +241,17 @@ def relax_within(task: Ints, w: Floats, at: int) -> float:
     for k in range(p):
         w[at + task[CHANGE] + k] = w[box + STEP * p + k]
     return max(gain_of(task, w, at, box + STEP * p, box + REST * p), 0.0)
+
+
+@native
+def lands(task: Ints, w: Floats, at: int) -> bool:
+    """Whether relaxing a solved point brings a linear parameter to a bound; see `phases.gauss_newton`."""
+    for i in range(task[M] if w[at + task[BOXED]] != 0.0 else 0):
+        k = task[ORDER + i]
+        step, low, high = w[at + task[CHANGE] + k], w[task[LOWER] + k] - w[at + k], w[task[UPPER] + k] - w[at + k]
+        if step == low < 0.0 or step == high > 0.0:
+            return True
+    return False
 
 
 @native
@@ -332,7 +344,7 @@ def reduce(task: Ints, w: Floats, at: int) -> bool:
     inner, rows = box + FREE * p, work + 10 * p + p * p
     for i in range(m):
         k = task[ORDER + i]
-        if w[box + LOW * p + k] < 0.0 and w[box + HIGH * p + k] > 0.0:
+        if w[box + LOW * p + k] < 0.0 and w[box + HIGH * p + k] > 0.0 and w[h + k * (p + 1)] > 0.0:
             w[inner + count] = k
             count += 1
     for i in range(count):

@@ -13,7 +13,7 @@ from nlsq_nb.backends.small.algebra import (
     reduced_norms,
     relax,
 )
-from nlsq_nb.backends.small.boxed import gain_at, relax_within, step_at
+from nlsq_nb.backends.small.boxed import gain_at, lands, relax_within, step_at
 from nlsq_nb.backends.small.layout import (
     BEGUN,
     BOXED,
@@ -117,7 +117,7 @@ def settle(task: Ints, w: Floats) -> int:
     least = relaxed(task, w, one, sse)
     w[NEW_RELAXED] = least
     worse = trial and w[OFFSET] > w[TOL] and sse > w[SSE]
-    if task[M] == 0 or not (worse or w[one + task[GAIN]] > POLISH * least):
+    if task[M] == 0 or not (worse or w[one + task[GAIN]] > POLISH * least or lands(task, w, one)):
         return one
     if trial and is_hopeless(task, w, least):
         return one

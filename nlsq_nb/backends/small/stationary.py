@@ -22,6 +22,7 @@ from nlsq_nb.backends.small.layout import (
     TOL,
     UPPER,
     G,
+    H,
     L,
     M,
     P,
@@ -38,6 +39,9 @@ LEAST, NOTHING, SINGULAR = 1.4916681462400413e-154, 64.0 * EPS, 1e-14  # as ther
 def is_regular(task: Ints, w: Floats) -> bool:
     """Whether all parameters are determined at the current point."""
     p = task[P]
+    for k in range(p):
+        if not w[task[HERE] + task[H] + k * (p + 1)] > 0.0:
+            return False
     return is_conditioned(w, task[HERE] + task[L], p, p, 1.0 / (p * SINGULAR))
 
 
