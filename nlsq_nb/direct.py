@@ -134,8 +134,7 @@ class _DirectFit:
         end = phases.converge()
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
-        if warms_up or plan.options.checks.second_opinion is True:
-            end = self._seconded(end, part)
+        end = self._seconded(end, part, warms_up)
         self.stamps.append(_now())
         outcome = self._concluded(end)
         self.stamps.append(_now())
@@ -145,11 +144,11 @@ class _DirectFit:
                 sink(event)
         return outcome
 
-    def _seconded(self, end: FitState, part: Source) -> FitState:
+    def _seconded(self, end: FitState, part: Source, warms_up: bool) -> FitState:
         """The answer, or where a second opinion led; as `Fit` has it."""
-        options, stands, spread = self._plan.options, False, self.summary.spread
+        options, stands, given = self._plan.options, False, (self.summary.spread, warms_up)
         try:
-            while not stands and (look := look_at(self.problem, options, end, part, spread)) is not None:
+            while not stands and (look := look_at(self.problem, options, end, part, *given)) is not None:
                 whole = self._objective(part)
                 start = second_opinion(self.problem, options, self._backend, end, whole, look, self._opinion.append)
                 if start is None:

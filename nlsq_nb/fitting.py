@@ -104,11 +104,9 @@ class Fit:
         self._options, self._backend = options, backend
         self._problem, self._source = replace(problem, source=source), source
         self._warms_up = warms_up
-        # a method that begins with phase 2 is asked for as it is
         wanted, loss = options.checks.second_opinion, problem.loss
         if wanted is True and loss.is_robust:
             raise UnsupportedOption(f"second_opinion=True compares sums of squares: not with loss={loss.kind!r}")
-        self._asks = (warms_up or wanted is True) and not loss.is_robust
         self.record = FitRecord(problem.model)
         self._telemetry = DefenseLayerTelemetry()
         self._observers: list[Observer] = [
@@ -240,7 +238,7 @@ class Fit:
                 if _sse(state) == _sse(before):
                     return state
             try:
-                start = self._elsewhere(state, means) if self._asks else None
+                start = self._elsewhere(state, means)
             except KeyboardInterrupt:
                 return replace(state, stop=StopReason.INTERRUPTED)
             if start is None:
@@ -250,7 +248,7 @@ class Fit:
     def _elsewhere(self, state: FitState, means: _Means) -> FitState | None:
         """Where a second opinion, if one is called for, would rather go on."""
         objective, problem, options = means.objective, self._problem, self._options
-        look = look_at(problem, options, state, objective.sample.source, means.summary.spread)
+        look = look_at(problem, options, state, objective.sample.source, means.summary.spread, self._warms_up)
         if look is None:
             return None
         return second_opinion(problem, options, self._backend, state, objective, look, self._emit)

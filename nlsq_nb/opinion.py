@@ -27,6 +27,7 @@ from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.phases.setup import depart
 from nlsq_nb.phases.state import FitState, StopReason
+from nlsq_nb.phases.stationary import is_blind
 from nlsq_nb.plan import check_objective, is_matrix_free
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Observer, Source
@@ -87,7 +88,7 @@ class Look:
 
 
 def look_at(
-    problem: Problem, options: Groups, state: FitState, rows: Source, spread: float
+    problem: Problem, options: Groups, state: FitState, rows: Source, spread: float, warms_up: bool
 ) -> Look | None:
     """Look for what speaks against an answer.
 
@@ -103,22 +104,29 @@ def look_at(
         Those that the warm-up sees.
     spread : float
         Σ w (y − mean)² of all data.
+    warms_up : bool
+        Whether the fit has phase 1: one without is asked for as it is, and only looked at where a bound blinded it.
 
     Returns
     -------
     Look or None
         None where no second opinion is called for, or possible.
     """
+    blind, wanted = is_blind(state), options.checks.second_opinion
+    if problem.loss.is_robust or not (warms_up or blind or wanted is True) or not _may_ask(options, state):
+        return None
     linear = [name in problem.model.linear_params for name in problem.model.params]
     free = state.free.tolist()
     # where only linear parameters are free there is one optimum
-    if not _may_ask(options, state) or not any(f and not k for f, k in zip(free, linear, strict=True)):
+    if not any(f and not k for f, k in zip(free, linear, strict=True)):
         return None
     if problem.whitening is None:  # else rows mean nothing without the others
         rows = rows_to_check(rows, options, len(linear))
     assert state.sums is not None
     dof = rows.n_rows * problem.model.n_outputs - free.count(True)
-    doubts, unless_asked = list(_doubts(state, linear, dof, spread)), options.checks.second_opinion == "auto"
+    doubts, unless_asked = list(_doubts(state, linear, dof, spread)), wanted == "auto"
+    if blind:
+        doubts.append("a bound leaves other parameters without influence")
     # so few residuals that are so small have no pattern that would count
     if unless_asked and not doubts and dof < _SMALL and state.sums.sse <= _POOR * spread:
         return None

@@ -22,7 +22,7 @@ _BESIDE = 2  # rows on each side of a place whose residuals count too
 _NEAR, _FAR, _WIDE = 1.5, 6.0, 20.0  # largest factors between a start and what it is drawn around
 _MIRRORED = 0.125  # share of starts on the other side of zero
 _EVERYWHERE = 0.25  # share of the rows' chances that does not depend on their residuals
-_INSIDE = 1e-6  # least distance from a bound, as a share of the distance between bounds
+_INSIDE = 1e-6  # least distance from a bound, as a share of the usual one
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +207,18 @@ def _columns_of(
 
 
 def _inside(points: Floats, lower: Floats, upper: Floats) -> Floats:
-    """The points, moved off and inside the bounds."""
+    """The points, moved off and inside the bounds.
+
+    How far off goes by how far the points are from the bound, since bounds may be very wide.
+    """
     if math.isinf(max(lower.tolist())) and math.isinf(min(upper.tolist())):  # there is none
         return points
+    inside: Floats = np.clip(points, lower, upper)
     width = upper - lower
-    off = np.where(np.isfinite(width), _INSIDE * width, 0.0)
-    return np.asarray(np.clip(points, lower + off, upper - off))
+    apart = np.isfinite(width) & (width > 0.0)
+    if not apart.any():
+        return inside
+    off = np.zeros((2, len(lower)))
+    distances = np.stack([inside[:, apart] - lower[apart], upper[apart] - inside[:, apart]])
+    off[:, apart] = _INSIDE * np.median(distances, axis=1)
+    return np.asarray(np.clip(inside, lower + off[0], upper - off[1]))

@@ -12,7 +12,7 @@ from nlsq_nb.core.varpro import schur
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.phases.trial import sums_of
 
-__all__ = ["seen_parameters", "stationary_reason", "weak_moves"]
+__all__ = ["is_blind", "seen_parameters", "stationary_reason", "weak_moves"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -74,6 +74,29 @@ def stationary_reason(state: FitState, norms: Floats, tol: float) -> StopReason:
         if kinds[k] and math.isfinite(wall) and abs(pull) > tol * float(norms[k]) * math.sqrt(sums.sse):
             return StopReason.BOUNDED
     return StopReason.RELATIVE_OFFSET if kinds == state.free.tolist() else StopReason.PARTLY_FLAT
+
+
+def is_blind(state: FitState) -> bool:
+    """Whether an answer is held by a bound where the model does not feel every free parameter.
+
+    An amplitude that has no room below zero makes any term stationary whatever its other
+    parameters are, the best ones or not.
+
+    Parameters
+    ----------
+    state : FitState
+        The end of phase 2.
+
+    Returns
+    -------
+    bool
+        False where no JᵀWJ is known.
+    """
+    sums = sums_of(state)
+    if state.stop is not StopReason.BOUNDED or sums.order < 2:
+        return False
+    seen = seen_parameters(state, column_norms(sums.jtj))
+    return bool((seen != state.free).any())
 
 
 def weak_moves(state: FitState, ridge: float) -> list[Floats]:

@@ -66,6 +66,29 @@ def test_methods_that_begin_with_phase_2_are_taken_as_they_are_unless_told_other
     assert told.sse < 0.7 * plain.sse
 
 
+@pytest.mark.parametrize("options", [{}, {"method": "trf"}, {"method": "trf", "backend": "reference"}])
+@pytest.mark.parametrize("widest", [10.0, 1e300])
+def test_an_amplitude_on_its_bound_is_no_answer_while_the_phase_is_half_a_turn_off(options, widest):
+    x = np.linspace(0.0, 10.0, 60)
+    y = 2.0 * np.exp(-0.1 * x) * np.sin(1.3 * x + 0.5) + np.random.default_rng(0).normal(0.0, 0.1, 60)
+    given = {"bounds": ([0.0, 0.0, 0.0, -10.0], [widest, 2.0, 5.0, 10.0]), "p0": [1.0, 0.1, 1.3, 3.6], **options}
+    alone, result = (curve_fit("a*exp(-b*x)*sin(w*x + p)", x, y, second_opinion=o, **given) for o in (False, "auto"))
+    assert (alone.popt[0], alone.status) == (0.0, StopReason.BOUNDED)
+    assert result.sse < 0.01 * alone.sse
+    assert result.success
+    assert "a bound leaves other parameters without influence" in opinions(result)[0]["doubts"]
+
+
+def test_an_amplitude_that_belongs_on_its_bound_stays_there():
+    x = np.linspace(0.0, 10.0, 60)
+    y = 1.0 - np.exp(-x)  # it rises, and what falls is asked for
+    for method in ("trf", "hybrid_streaming"):
+        result = curve_fit(DECAY, x, y, [1, 0.5, 1], bounds=([0, 0.1, 0], [9, 5, 9]), method=method)
+        assert (result.popt[0], result.status) == (0.0, StopReason.BOUNDED)
+        assert not opinions(result)[0]["lower"]
+        assert result.popt[2] == pytest.approx(y.mean())
+
+
 def test_a_linear_model_has_one_optimum():
     y = X + np.sin(5.0 * X)
     assert not opinions(curve_fit("a + b*x", X, y, [1, 1], second_opinion=True))

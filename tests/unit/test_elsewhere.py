@@ -72,6 +72,17 @@ def test_starts_are_inside_the_bounds():
     assert (points[:, 2] >= 0.4).all()
 
 
+@pytest.mark.parametrize("widest", [1e6, 1e300])
+def test_bounds_far_away_do_not_push_starts(widest):
+    near = ground(lower=np.array([2.2, 0.0, 0.0, -4.0]), upper=np.array([9.0, 9.0, 9.0, -2.0]))
+    far = ground(lower=near.lower, upper=np.where(near.upper == 9.0, widest, near.upper))
+    points = rivals(far, 100, 0)
+    assert (points[1:, 0] == 2.2).all()  # a linear parameter on its bound stays there
+    usual = np.arange(1, 100) % 5 != 0  # the fifth kind is drawn from all over
+    assert (points[1:][usual, 1] < 100.0).all()
+    assert np.mean(points[1:][usual, 2] < 1.0) > 0.5
+
+
 def test_a_start_of_zero_is_left_too():
     points = rivals(ground(first=np.array([2.0, 0.0, 0.0, -3.0]), found=np.zeros(4)), 40, 0)
     assert np.ptp(points[:, 2]) > 1.0
