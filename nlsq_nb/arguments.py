@@ -24,6 +24,7 @@ from nlsq_nb.sources.dask_arrays import DaskArrays, is_dask
 __all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_loss", "read_start", "rows_of", "values_in"]
 
 Floats = NDArray[np.float64]
+_SHOWN = 6  # parameters that a message writes out
 _LEAST_SCALE = 1e-150  # whose square is a number, and one over it
 
 
@@ -231,9 +232,9 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
     Raises
     ------
     DataError
-        For anything else, and for nan.
+        For anything else, and for bounds that no number meets, naming the parameter.
     """
-    p, names = model.n_params, model.params
+    p, names, given = model.n_params, model.params, bounds
     if bounds is None or bounds is _FREE or (type(bounds) is tuple and _is_free(bounds)):
         return _unbounded(p)
     if hasattr(bounds, "lb") and hasattr(bounds, "ub"):
@@ -248,12 +249,46 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
         lower, upper = (_side(b, end) for b, end in zip(bounds, (-np.inf, np.inf), strict=True))
         low, high = (np.broadcast_to(b, (p,)).copy() for b in (lower, upper))
     except (TypeError, ValueError, OverflowError):
-        raise DataError(
-            f"bounds must be (lower, upper), scalars or {p} values each for {', '.join(names)}"
-        ) from None
-    if np.isnan(low).any() or np.isnan(high).any():
-        raise DataError(f"bounds of parameter {names[int(np.argmax(np.isnan(low + high)))]!r} are nan")
+        form = f"bounds must be (lower, upper), scalars or {p} values each for {', '.join(names)}"
+        raise DataError(form + _rewritten(given, names)) from None
+    usable = (low <= high) & (low < np.inf) & (high > -np.inf)
+    if not usable.all():
+        k = int(np.argmin(usable))
+        # two pairs have the shape of (lower, upper) for two parameters
+        swapped = p == 2 and bool(low[0] <= low[1] and high[0] <= high[1])
+        hint = _rewritten(given, names) if swapped else ""
+        raise DataError(f"bounds of parameter {names[k]!r}{_fault(float(low[k]), float(high[k]))}{hint}")
     return low, high
+
+
+def _fault(low: float, high: float) -> str:
+    """What is wrong with the bounds of a parameter."""
+    if math.isnan(low) or math.isnan(high):
+        return " are nan"
+    if low == math.inf or high == -math.inf:
+        return f": no number is within [{low}, {high}]; lower -inf and upper inf (or None) mean no bound"
+    return f": lower {low} is not below upper {high}"
+
+
+def _rewritten(bounds: Any, names: Sequence[str]) -> str:
+    """One pair for each parameter, as `scipy.optimize.minimize` takes them, in the forms that are taken here."""
+    try:
+        pairs = [[_written(value) for value in row] for row in bounds if not isinstance(row, str)]
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    if len(pairs) != len(names) or any(len(pair) != 2 for pair in pairs):
+        return ""
+    more = ", …" if len(names) > _SHOWN else ""
+    shown = list(zip(names, pairs, strict=True))[:_SHOWN]
+    lower, upper = (", ".join(pair[side] for _, pair in shown) + more for side in (0, 1))
+    by_name = ", ".join(f"{name!r}: ({', '.join(pair)})" for name, pair in shown) + more
+    return f"; pairs are given as bounds={{{by_name}}} or bounds=([{lower}], [{upper}])"
+
+
+def _written(value: Any) -> str:
+    """A bound as one writes it; None where there is none."""
+    number = math.inf if value is None else float(value)
+    return "None" if math.isinf(number) else repr(number).removesuffix(".0")
 
 
 def _is_free(bounds: tuple[Any, ...]) -> bool:
@@ -345,7 +380,7 @@ def _feasible(lower: Floats, upper: Floats) -> Floats:
     """1, the middle of finite bounds, or one inside of a single bound, as SciPy starts."""
     start = np.ones_like(lower)
     low, high = np.isfinite(lower), np.isfinite(upper)
-    start[low & high] = 0.5 * (lower[low & high] + upper[low & high])
+    start[low & high] = 0.5 * lower[low & high] + 0.5 * upper[low & high]  # whose sum may overflow
     start[low & ~high] = lower[low & ~high] + 1.0
     start[~low & high] = upper[~low & high] - 1.0
     return start

@@ -52,15 +52,13 @@ def setup(
     Raises
     ------
     DataError
-        When bounds cross or the start is outside or not finite, naming the parameter.
+        When the start is outside or not finite, naming the parameter.
     """
     lower, upper = bounds
     each = zip(names, theta.tolist(), lower.tolist(), upper.tolist(), strict=True)
     for name, start, low, high in each:
         if not math.isfinite(start):
             raise DataError(f"p0 of parameter {name!r} is {start}; give a finite start")
-        if not low <= high:
-            raise DataError(f"bounds of parameter {name!r}: lower {low} is not below upper {high}")
         if not low <= start <= high:
             raise DataError(
                 f"`x0` is infeasible: p0 of parameter {name!r} is {start}, outside its bounds [{low}, {high}]"

@@ -1,5 +1,6 @@
 """What cannot be fitted is refused at once, by a typed error that names field, row or parameter; the rest is fitted."""
 
+import re
 import time
 import warnings
 from contextlib import contextmanager
@@ -251,6 +252,11 @@ def test_single_numbers_are_one_row():
         (P0, {"bounds": (0, 1, 2)}, "bounds must be"),
         (P0, {"bounds": 3}, "bounds must be"),
         (P0, {"bounds": ([-9, NAN, -9], 9)}, "bounds of parameter 'b' are nan"),
+        (None, {"bounds": {"b": (NAN, 3)}}, "bounds of parameter 'b' are nan"),
+        (None, {"bounds": ([0, 0, INF], INF)}, r"bounds of parameter 'c': no number is within \[inf, inf\]"),
+        (None, {"bounds": {"b": (None, -INF)}}, r"bounds of parameter 'b': no number is within \[-inf, -inf\]"),
+        (P0, {"bounds": ([0, INF, 0], 9)}, r"bounds of parameter 'b': no number is within \[inf, 9\.0\]"),
+        ([2, NAN, 0], {"bounds": {"b": (9, 2)}}, r"bounds of parameter 'b': lower 9\.0 is not below upper 2\.0"),
         (P0, {"bounds": {"b": 3}}, "bounds"),
         ({"a": "two"}, {}, "p0"),
     ],
@@ -258,6 +264,38 @@ def test_single_numbers_are_one_row():
 def test_unusable_start_or_bounds(p0, options, text):
     with refused(DataError, text):
         curve_fit(DECAY, X, Y, p0, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "pairs", "written"),
+    [
+        (DECAY, [(0, 1.5), (0, INF), (None, np.float64(3))], "{'a': (0, 1.5), 'b': (0, None), 'c': (None, 3)}"),
+        (DECAY, [[0, 9]] * 3, "([0, 0, 0], [9, 9, 9])"),
+        (DECAY, np.array([[0, 2], [3, 4], [-1e20, 1]]), "([0, 3, -1e+20], [2, 4, 1])"),
+        ("a*x", [(0, 9)], "{'a': (0, 9)}"),
+        ("a*x + b", [(0, 9), (-5, 5)], "lower 0.0 is not below upper -5.0; pairs are given as bounds={'a': (0, 9), "),
+        ("+".join(f"c{k}*x**{k}" for k in range(9)), [(0, 9)] * 9, "([0, 0, 0, 0, 0, 0, …], [9, 9, 9, 9, 9, 9, …])"),
+    ],
+)
+def test_bounds_in_pairs_are_written_as_they_are_taken(model, pairs, written):
+    with refused(DataError, re.escape(written)):
+        curve_fit(model, X, Y, bounds=pairs)
+
+
+@pytest.mark.parametrize(
+    ("model", "bounds"),
+    [
+        (DECAY, [(0, 1, 2)] * 3),
+        (DECAY, ["01", "02", "03"]),
+        (DECAY, [(0, 9), (0, 9), None]),
+        ("a*x + b", ([0, 3], [9, 2])),
+        ("a*x + b", {"a": (5, 0), "b": (6, 7)}),
+    ],
+)
+def test_what_is_not_pairs_is_not_taken_for_them(model, bounds):
+    with pytest.raises(DataError, match="bounds") as caught:
+        curve_fit(model, X, Y, bounds=bounds)
+    assert "pairs" not in str(caught.value)
 
 
 def test_bounds_are_refused_by_lm():
