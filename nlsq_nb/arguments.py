@@ -24,6 +24,7 @@ from nlsq_nb.sources.dask_arrays import DaskArrays, is_dask
 __all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_loss", "read_start", "rows_of", "values_in"]
 
 Floats = NDArray[np.float64]
+_FARTHEST = 1e100  # bounds beyond it are written for inf: the middle between them is no start
 _SHOWN = 6  # parameters that a message writes out
 _LEAST_SCALE = 1e-150  # whose square is a number, and one over it
 
@@ -339,7 +340,7 @@ def read_start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:
     Parameters
     ----------
     p0 : array_like, mapping or None
-        (p,) or by name; what is missing starts at 1, or in the middle of finite bounds.
+        (p,) or by name; what is missing starts at 1, or in the middle of bounds below 1e100.
     model : Model
         Names the parameters.
     lower, upper : ndarray, shape (p,)
@@ -377,9 +378,9 @@ def read_start(p0: Any, model: Model, lower: Floats, upper: Floats) -> Floats:
 
 
 def _feasible(lower: Floats, upper: Floats) -> Floats:
-    """1, the middle of finite bounds, or one inside of a single bound, as SciPy starts."""
-    start = np.ones_like(lower)
-    low, high = np.isfinite(lower), np.isfinite(upper)
+    """1, the middle of finite bounds, or one inside of a single bound, as SciPy starts; no bound is as far as 1e100."""
+    start: Floats = np.clip(np.ones_like(lower), lower, upper)
+    low, high = lower > -_FARTHEST, upper < _FARTHEST
     start[low & high] = 0.5 * lower[low & high] + 0.5 * upper[low & high]  # whose sum may overflow
     start[low & ~high] = lower[low & ~high] + 1.0
     start[~low & high] = upper[~low & high] - 1.0

@@ -7,13 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Room", "has_room", "moved", "room_within"]
+__all__ = ["Room", "has_room", "moved", "room_within", "widths"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Room = tuple[Floats, Floats]
 """Lowest and highest change of each parameter, lower ≤ 0 ≤ upper."""
 
+_ABSURD = 2.0**52  # sizes of a start; with a wider scale the start has no digit left
 _NEAR = 4.0 * float(np.finfo(np.float64).eps)  # rounding of a sum of two or three numbers
 
 
@@ -87,3 +88,27 @@ def moved(theta: Floats, delta: Floats, lower: Floats, upper: Floats) -> Floats:
     slack = _NEAR * (np.abs(theta) + np.abs(there))
     there = np.where((delta < 0.0) & (there <= lower + slack), lower, there)
     return np.where((delta > 0.0) & (there >= upper - slack), upper, there)
+
+
+def widths(start: Floats, lower: Floats, upper: Floats) -> tuple[Floats, Mask]:
+    """How far bounds are apart, and where that says how large a parameter may be.
+
+    A bound of ±1e300 is one that means none: as a scale it would freeze the parameter.
+
+    Parameters
+    ----------
+    start : ndarray, shape (p,)
+        p0.
+    lower, upper : ndarray, shape (p,)
+        Bounds, ±inf where there are none.
+
+    Returns
+    -------
+    ndarray, shape (p,)
+        upper − lower.
+    ndarray of bool, shape (p,)
+        Whether it is positive and at most 2⁵² times the start, or 2⁵² where the start is below 1.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        width, most = upper - lower, _ABSURD * np.maximum(np.abs(start), 1.0)
+    return width, (width > 0.0) & (width <= most) & np.isfinite(width)

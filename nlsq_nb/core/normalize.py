@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nlsq_nb.core.bounds import widths
 from nlsq_nb.errors import ConfigError, DataError
 
 __all__ = ["STRATEGIES", "ParameterNormalizer", "scales_at"]
@@ -42,17 +43,16 @@ def scales_at(
     scales = np.array([1.0 if plain else abs(value) or 1.0 for value in start.tolist()])
     if bounds is None or strategy not in ("auto", "bounds") or all(map(math.isinf, bounds[0].tolist())):
         return scales, None
-    with np.errstate(invalid="ignore", over="ignore"):
-        width = bounds[1] - bounds[0]
-    boxed = np.isfinite(width) & (width > 0.0)
+    width, boxed = widths(start, *bounds)
     return np.where(boxed, width, scales), boxed
 
 
 class ParameterNormalizer:
     """Scales and offsets of the parameters.
 
-    bounds: S = ub − lb, o = lb where both are finite and differ, else that entry falls to the p0
-    rule; p0: S = |p0|, o = 0, and S = 1 where p0 = 0; none: S = 1, o = 0; auto: as bounds.
+    bounds: S = ub − lb, o = lb where both are finite and differ, and are not absurdly far apart
+    (`core.bounds.widths`), else that entry falls to the p0 rule; p0: S = |p0|, o = 0, and S = 1
+    where p0 = 0; none: S = 1, o = 0; auto: as bounds.
 
     Parameters
     ----------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nlsq_nb.core.bounds import widths
 from nlsq_nb.errors import ConfigError
 
 __all__ = [
@@ -212,12 +213,13 @@ def candidates(
     A parameter with two finite bounds is sampled uniformly: in the whole interval, or, with
     `center_on_p0`, in scale_factor × its width around p0, cut at the bounds.
 
-    Where a bound is missing, p0 is the only scale there is. asinh(10 θ/|p0|) is sampled uniformly,
-    which is logarithmic for sizes above |p0|/10 and linear through zero below: at scale_factor 1
-    from 0.01 to 18 times p0, as many points below it as above, so that answers ten times smaller
-    or larger are well inside; at 2 from −0.8 to 317 times p0. From scale_factor 1 on, one value in
-    eight is mirrored at zero where the bounds allow it; smaller factors stay around p0. A p0 of
-    zero has no scale: 1 is taken, and both signs alike, up to about ±9 at scale_factor 1.
+    Where a bound is missing, or so far that it means none (`core.bounds.widths`), p0 is the
+    only scale there is. asinh(10 θ/|p0|) is sampled uniformly, which is logarithmic for sizes
+    above |p0|/10 and linear through zero below: at scale_factor 1 from 0.01 to 18 times p0, as
+    many points below it as above, so that answers ten times smaller or larger are well inside;
+    at 2 from −0.8 to 317 times p0. From scale_factor 1 on, one value in eight is mirrored at
+    zero where the bounds allow it; smaller factors stay around p0. A p0 of zero has no scale: 1
+    is taken, and both signs alike, up to about ±9 at scale_factor 1.
 
     Parameters
     ----------
@@ -267,7 +269,7 @@ def candidates(
     unit[:, free] = SAMPLERS[sampler](n, int(free.sum()), seed=seed)
     points = np.tile(start, (n + 1, 1))
     with np.errstate(over="ignore"):  # a width or a size beyond float64
-        boxed = free & np.isfinite(high - low)
+        boxed = free & widths(start, low, high)[1]
         half = (0.5 * scale_factor if center_on_p0 else np.inf) * (high - low)[boxed]
         box = np.maximum(low[boxed], start[boxed] - half), np.minimum(high[boxed], start[boxed] + half)
         points[1:, boxed] = scale_samples(unit[:, boxed], *box)

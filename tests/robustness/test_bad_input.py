@@ -24,6 +24,7 @@ from nlsq_nb import (
     UnsupportedOption,
     curve_fit,
 )
+from nlsq_nb.arguments import read_start
 
 DECAY = "a*exp(-b*x) + c"
 LINE = "a*x + b"
@@ -264,6 +265,35 @@ def test_single_numbers_are_one_row():
 def test_unusable_start_or_bounds(p0, options, text):
     with refused(DataError, text):
         curve_fit(DECAY, X, Y, p0, **options)
+
+
+@pytest.mark.parametrize("far", [1e20, 1e100, 1e300, np.finfo(float).max])
+@pytest.mark.parametrize("options", [{}, {"separable": False}, {"enable_multistart": True, "n_starts": 5}])
+@pytest.mark.parametrize(("p0", "low"), [([1.0, 0.01, 5.0], 0.0), ([1.0, 0.01, 0.0], None)])
+def test_bounds_that_stand_for_none_change_nothing(p0, low, options, far):
+    lower = -far if low is None else low
+    sides = ([lower, 0.0, lower], far), ([low, 0.0, low], INF)
+    given, free = (curve_fit(DECAY, X, Y, p0, bounds=side, second_opinion=False, **options) for side in sides)
+    assert given.status is free.status
+    assert given.nfev == free.nfev
+    np.testing.assert_allclose(given.popt, free.popt, rtol=1e-9)
+    assert (given.bounds[1] == far).all()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "start"),
+    [
+        ((0.0, 1e300), 1.0),
+        ((-1e300, 1e300), 1.0),
+        ((-1e300, 0.25), -0.75),
+        ((-1.7e308, -1e300), -1e300),
+        ((1e15, 1e20), 5.00005e19),
+        ((1.5e308, 1.7e308), 1.5e308),
+    ],
+)
+def test_without_p0_a_bound_beyond_1e100_is_none(bounds, start):
+    low, high = (np.full(1, b) for b in bounds)
+    assert read_start(None, Model("k*x"), low, high)[0] == pytest.approx(start)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,17 @@ def test_box_becomes_the_unit_cube():
     np.testing.assert_array_equal(n.normalize([5.0, 1.0]), [1.0, 0.5])
 
 
+@pytest.mark.parametrize("far", [1e16, 1e20, 1e100, 1e300, np.finfo(float).max])
+def test_bounds_that_stand_for_none_are_no_scale(far):
+    start, low, high = [3.0, 0.0, 1e-20, 1e17], [-far, 0.0, -1.0, 0.0], [far, far, 1.0, 1e20]
+    free = ParameterNormalizer(start, ([-INF, -INF, -1.0, 0.0], [INF, INF, 1.0, 1e20]))
+    n = ParameterNormalizer(start, (low, high))
+    np.testing.assert_array_equal(n.scales, [3.0, 1.0, 2.0, 1e20])  # what is wide for its start alone still tells
+    np.testing.assert_array_equal(n.scales, free.scales)
+    np.testing.assert_array_equal(n.offsets, free.offsets)
+    np.testing.assert_array_equal(n.original_bounds, (low, high))
+
+
 def test_attributes():
     n = ParameterNormalizer([3.0, 0.5], (0.0, [6.0, INF]), "bounds")
     assert n.strategy == "bounds"

@@ -206,6 +206,12 @@ def test_one_sided_bounds_cut_the_region():
     assert points[:, 1].min() < -20.0
 
 
+@pytest.mark.parametrize("far", [1e20, 1e300, 1.7e308])
+def test_bounds_that_stand_for_none_are_not_searched(far):
+    given, free = (candidates([5.0, 0.0], low, high, 50) for low, high in ((-far, far), (-np.inf, np.inf)))
+    np.testing.assert_array_equal(given, free)
+
+
 def test_p0_at_the_ends_of_float64():
     for p0 in (1.7e308, -1.7e308, 5e-324):
         points = candidates([p0, p0], [-np.inf, -1.7e308], [np.inf, 1.7e308], 50, scale_factor=10.0)
