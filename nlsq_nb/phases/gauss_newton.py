@@ -30,6 +30,7 @@ from nlsq_nb.phases.trial import (
     ACCEPT,
     SILENT,
     first_radius,
+    is_spent,
     is_stuck,
     move,
     reason_by_sums,
@@ -332,7 +333,9 @@ class GaussNewton:
             return stationary_reason(state, column_norms(sums_of(state).jtj), self.tol)
         if not accepted and gain <= rounding_of(state, cancelling=False):
             return StopReason.ROUNDING
-        return None
+        # as long as trials are accepted rounding may still become less
+        last = not accepted or state.iteration >= self.max_iterations
+        return StopReason.ROUNDING if last and is_spent(state) else None
 
     def _is_rough(self, state: FitState, offset: float) -> bool:
         """Whether one more step brings digits for little: the first point that steps led to, of few rows."""

@@ -21,7 +21,7 @@ from nlsq_nb.core.tsqr import EPS, Triangle
 from nlsq_nb.phases.finalize import Outcome, finalize
 from nlsq_nb.phases.state import FitState, StopReason
 from nlsq_nb.phases.stationary import seen_parameters
-from nlsq_nb.phases.trial import move, rounding_of, sums_of
+from nlsq_nb.phases.trial import is_spent, move, rounding_of, sums_of
 from nlsq_nb.protocols import Objective
 
 __all__ = ["Ending", "conclude"]
@@ -124,7 +124,8 @@ def _judged(state: FitState, part: Triangle, tol: float) -> FitState:
     if part.offset <= tol:
         return replace(state, stop=StopReason.RELATIVE_OFFSET)
     gain = float(part.z.dot(part.z))
-    return replace(state, stop=StopReason.ROUNDING) if gain <= rounding_of(state, cancelling=False) else state
+    resolved = gain <= rounding_of(state, cancelling=False) or is_spent(state)
+    return replace(state, stop=StopReason.ROUNDING) if resolved else state
 
 
 def _is_asked(outcome: Outcome, method: str) -> bool:

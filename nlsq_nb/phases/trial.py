@@ -16,6 +16,7 @@ __all__ = [
     "ACCEPT",
     "SILENT",
     "first_radius",
+    "is_spent",
     "is_stuck",
     "move",
     "reason_by_sums",
@@ -28,6 +29,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _TINY = float(np.finfo(np.float64).tiny)
+_NOTHING = 1e-18  # share of Σ w y² that rounding may leave where terms cancel
 
 ACCEPT = 1e-4
 """Least share of the predicted reduction that a trial must bring."""
@@ -78,6 +80,19 @@ def is_stuck(state: FitState, delta: Floats) -> bool:
     """Whether steps have become too short to change the parameters."""
     size = length((scale_of(state) * state.theta)[state.free])
     return bool(np.all(move(state, delta) == state.theta) or state.radius <= _EPS * size)
+
+
+def is_spent(state: FitState) -> bool:
+    """Whether the residuals are what is left when the parameters, or terms that cancel, are rounded.
+
+    Changing a parameter by one unit in its last place changes the residuals by eps |θ| times its column. With as many
+    parameters as rows nothing else is left, and a full step would always remove all of it.
+    """
+    sse = sums_of(state).sse
+    if sse > _NOTHING * state.signal:
+        return False
+    terms = np.abs(state.theta) * column_norms(sums_of(state).jtj)
+    return bool(sse <= (8.0 * _EPS * float(terms.max())) ** 2)
 
 
 def first_radius(state: FitState, delta: Floats, norm: float, longest: float) -> float:

@@ -26,6 +26,7 @@ from nlsq_nb.native_run import NativeRun
 from nlsq_nb.phases.defense import Defense, StepSizes
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.setup import setup
+from nlsq_nb.phases.state import StopReason
 from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
 
@@ -184,6 +185,20 @@ def test_a_phase_that_is_taken_up_ends_with_the_same_bits(name):
         same = compiled._newton_run(NEWTON, between, rows, tell=False)
         same.take_up(between)
     assert same.w.tobytes() == rest.w.tobytes()
+
+
+@pytest.mark.parametrize("separable", [True, False])
+def test_a_curve_through_its_points_leaves_rounding(separable):
+    """Of terms that cancel to a fifth: the residuals are more than eps of y, and no trial makes them less."""
+    x = np.array([1.1245363491086342, 3.18411756913099, 8.69390137891152])
+    y = np.array([1.041045040439027, 2.59263721332562, -5.774743116864511])
+    model, far = Model("a + b*x + c*x**2"), np.full(3, np.inf)
+    linear = model.linear_params if separable else ()
+    state = setup(np.array([0.6, 1.8, -0.2962]), (-far, far), model.params, linear, float(y @ y), "p0")
+    backend = CpuBackend(1)
+    rows = backend.resident(backend.compile(model.program, np.float64), Chunk(0, (x,), (y,), None))
+    found = same_bits(GaussNewton(100, 1e-8, 1.0, 1e-10), state, rows)
+    assert found.newton_stop in (StopReason.ROUNDING, StopReason.EXACT_FIT)
 
 
 def test_a_kernel_that_cannot_makes_the_phase_give_up():

@@ -63,7 +63,7 @@ from nlsq_nb.backends.small.layout import (
 )
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.points import clear, copy_point, has_room, is_inside, measure, move
-from nlsq_nb.backends.small.stationary import is_beside, is_held, is_regular, sees_all
+from nlsq_nb.backends.small.stationary import is_beside, is_held, is_regular, is_spent, sees_all
 
 __all__ = ["GAVE_UP", "SILENT", "TRUSTED", "newton"]
 
@@ -188,7 +188,8 @@ def judge(task: Ints, w: Floats, accepted: int) -> int:
         if stop == GAVE_UP:
             w[OFFSET] = before
         return stop
-    if accepted == 0 and gain <= noise_of(task, w, 0):
+    last = accepted == 0 or w[STEPS] >= task[CEILING]
+    if (accepted == 0 and gain <= noise_of(task, w, 0)) or (last and is_spent(task, w)):
         return ROUNDING if is_regular(task, w) else GAVE_UP
     if accepted == 0 and is_stuck(task, w):
         return STALLED

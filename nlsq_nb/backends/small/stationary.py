@@ -30,9 +30,10 @@ from nlsq_nb.backends.small.layout import (
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.points import move
 
-__all__ = ["is_beside", "is_held", "is_regular", "sees_all"]
+__all__ = ["is_beside", "is_held", "is_regular", "is_spent", "sees_all"]
 
 LEAST, NOTHING, SINGULAR = 1.4916681462400413e-154, 64.0 * EPS, 1e-14  # as there and in core.linsolve
+SPENT = 1e-18  # as phases.trial
 
 
 @native
@@ -55,6 +56,16 @@ def sees_all(task: Ints, w: Floats) -> bool:
         if size < LEAST or (i >= task[M] and not felt > NOTHING * math.sqrt(w[SIGNAL])):
             return False
     return True
+
+
+@native
+def is_spent(task: Ints, w: Floats) -> bool:
+    """Whether the residuals are what rounding of the parameters leaves; see `trial.is_spent`."""
+    here, term = task[HERE], 0.0
+    for i in range(task[P]):
+        term = max(term, abs(w[here + task[ORDER + i]]) * w[here + task[NORMS] + i])
+    bar = 8.0 * EPS * term
+    return bool(w[SSE] <= SPENT * w[SIGNAL] and w[SSE] <= bar * bar)
 
 
 @native
