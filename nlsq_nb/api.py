@@ -81,7 +81,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     check_finite : bool
         Whether non-finite data are refused.
     bounds : (array_like, array_like), scipy.optimize.Bounds, or mapping
-        Lower and upper bounds, scalar or per parameter, or (lower, upper) by name. Equal bounds
+        Lower and upper bounds, scalar or per parameter, or (lower, upper) by name; None or ±inf for none. Equal bounds
         fix a parameter.
     method : {None, "auto", "hybrid_streaming", "lm", "trf"}
         "lm" and "trf" begin with Gauss–Newton, without the warm-up; "lm" refuses bounds, as SciPy
