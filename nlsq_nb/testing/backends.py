@@ -50,8 +50,10 @@ class BackendTests:
     Attributes
     ----------
     compiles : bool
-        Whether a kernel takes seconds to make: then what is not of a core entry is marked slow,
-        except values and derivatives of all, and the sums of order 2 of every fourth.
+        Whether a kernel takes seconds to make. Then values and derivatives are compared for all
+        entries; sums of order 2 for the core ones and every fourth of the others; lower orders and
+        products for the core ones, with weights or without in turn. The rest of the core ones is
+        marked slow. Of the rest of the others, what has the turn is slow, what has not is long as well.
     """
 
     compiles = True
@@ -79,14 +81,15 @@ class BackendTests:
         if "weighted" not in metafunc.fixturenames:
             metafunc.parametrize("entry", EXPRESSIONS, ids=str)
             return
-        every = metafunc.function.__name__ == "test_sums"
-        cases = []
+        name, cases = metafunc.function.__name__, []
+        order_2 = name == "test_sums"
         for index, entry in enumerate(EXPRESSIONS):
             for weighted in (False, True):
-                in_turn = every and index % 8 == (4 if weighted else 0)
-                fast = entry.core or in_turn or not self.compiles
+                its_turn = weighted == (index + (name == "test_matvec")) % 2
+                fast = (order_2 and (entry.core or index % 8 == 4 * weighted)) or (entry.core and its_turn)
+                slow = [pytest.mark.slow] if entry.core or its_turn else [pytest.mark.slow, pytest.mark.long]
+                marks = [] if fast or not self.compiles else slow
                 label = f"{entry}-{'weighted' if weighted else 'plain'}"
-                marks = [] if fast else [pytest.mark.slow]
                 cases.append(pytest.param(entry, weighted, id=label, marks=marks))
         metafunc.parametrize(["entry", "weighted"], cases)
 

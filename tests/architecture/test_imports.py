@@ -70,16 +70,23 @@ def test_fit_of_text_needs_no_sympy(folder):
     assert found & (LIBRARIES | {"llvmlite"}) == set()
 
 
-def test_fit_with_a_new_kernel_imports_numba_alone(folder):
-    found = imported(FIT.format(backend="cpu"), folder)
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """A folder with the kernels of KERNEL and FIT, and what the process that made them had imported."""
+    path = tmp_path_factory.mktemp("kernels")
+    path.chmod(0o700)
+    return path, imported(KERNEL + FIT.format(backend="cpu"), path)
+
+
+def test_fit_with_a_new_kernel_imports_numba_alone(kernels):
+    found = kernels[1]
     assert "numba" in found
     assert found & {"sympy", "scipy.stats", "h5py", "pandas", "matplotlib", "dask"} == set()
 
 
 @pytest.mark.parametrize("code", [KERNEL, FIT.format(backend="cpu")], ids=["kernel", "fit"])
-def test_cached_kernel_needs_no_numba(folder, code):
-    assert "numba" in imported(code, folder)
-    found = imported(code, folder)
+def test_cached_kernel_needs_no_numba(kernels, code):
+    found = imported(code, kernels[0])
     assert "llvmlite" in found
     assert found & LIBRARIES == set()
 
@@ -101,7 +108,7 @@ for module in pkgutil.walk_packages(nlsq_nb.__path__, "nlsq_nb."):
 """
 
 
-def test_without_gpu_packages_all_modules_import_and_fits_run(folder):
+def test_without_gpu_packages_all_modules_import_and_fits_run(kernels):
     said = """
 from nlsq_nb.errors import BackendUnavailable
 try:
@@ -111,5 +118,5 @@ except BackendUnavailable as error:
 else:
     raise AssertionError("there is a CUDA backend")
 """
-    found = imported(WITHOUT_GPU + FIT.format(backend="cpu") + said, folder)
+    found = imported(WITHOUT_GPU + FIT.format(backend="cpu") + said, kernels[0])
     assert found & {"cupy", "numba_cuda", "numba_cuda_mlir"} == set()

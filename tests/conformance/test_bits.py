@@ -100,7 +100,7 @@ def test_order_of_rows_shows_in_the_bits():
     assert total(backend, FEW, turned).high.tobytes() != total(backend, FEW, (x, y, w)).high.tobytes()
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("model", MODELS, ids=IDS)
 def test_float32_is_storage_only(model, weighted):
     columns = rows(model, np.float32, 3 * BLOCK + 17)

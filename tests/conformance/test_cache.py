@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FIT = """
-import json, sys
+import json, os, sys
 import numpy as np
 from nlsq_nb import curve_fit
 from nlsq_nb.backends import objects
@@ -19,30 +19,32 @@ def watched(code, exports, *, cached):
     out["cached" if cached else "compiled"] += list(exports)
     return link(code, exports, cached=cached)
 objects._link = watched
-for text, truth in json.loads(sys.argv[1]):
+for place, text, truth in json.loads(sys.argv[1]):
+    os.environ["NLSQ_NB_CACHE"] = place
     x = np.linspace(0.0, 1.0, 50)
     y = np.array(eval(truth, {"x": x, "exp": np.exp}))
     out["popt"].append([float(v) for v in curve_fit(text, x, y, p0=[0.9, 1.1])[0]])
 print(json.dumps(out))
 """
-DECAY = ("a*exp(-b*x) + 0.25", "2*exp(-1.5*x) + 0.25")
 
 
-def fit(folder, *models):
-    """Fit models in a process of their own; what it found, and how its kernels were made."""
+def hyperbola(literal):
+    """A model with a literal of its own, quickly compiled, and what it is fitted to."""
+    return f"a/(b + x) + {literal}", f"2/(1.5 + x) + {literal}"
+
+
+def fit(*fits):
+    """Fit (folder, model) pairs in a process of their own; what it found, and how its kernels were made."""
     drop = {"NUMBA_CACHE_DIR", "NUMBA_DISABLE_JIT"}
     env = {key: value for key, value in os.environ.items() if key not in drop}
-    env["NLSQ_NB_CACHE"] = str(folder)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-c", FIT, json.dumps(models)]
+    command = [sys.executable, "-c", FIT, json.dumps([(str(folder), *model) for folder, model in fits])]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def right(found, *expected):
-    for popt, wanted in zip(found["popt"], expected or [(2.0, 1.5)], strict=True):
-        assert popt == pytest.approx(wanted, rel=1e-7)
+    found = json.loads(done.stdout)
+    for popt in found["popt"]:
+        assert popt == pytest.approx((2.0, 1.5), rel=1e-7)
+    return found
 
 
 def kept(folder):
@@ -56,53 +58,43 @@ def folder(tmp_path):
     return path
 
 
-def test_second_process_compiles_nothing(folder):
-    first = fit(folder, DECAY)
-    right(first)
+def test_another_process_compiles_nothing_and_models_that_differ_in_a_literal_share_no_kernel(folder):
+    one, other = hyperbola(0.25), hyperbola(0.75)
+    first = fit((folder, one))
     assert first["compiled"]
     assert not first["cached"]
-    second = fit(folder, DECAY)
-    assert not second["compiled"]
-    assert sorted(second["cached"]) == sorted(first["compiled"])
-    assert second["popt"] == first["popt"]
+    held = kept(folder)
+    second = fit((folder, other))
+    assert second["compiled"]
+    assert held < kept(folder)
+    third = fit((folder, one), (folder, other))
+    assert not third["compiled"]
+    assert set(third["cached"]) == set(first["compiled"])
+    assert third["popt"] == first["popt"] + second["popt"]
 
 
-def test_models_that_differ_in_a_literal_share_no_kernel(folder):
-    fit(folder, DECAY)
-    one = kept(folder)
-    other = fit(folder, ("a*exp(-b*x) + 0.75", "2*exp(-1.5*x) + 0.75"))
-    right(other)
-    assert other["compiled"]
-    assert one < kept(folder)
-    both = fit(folder, DECAY, ("a*exp(-b*x) + 0.75", "2*exp(-1.5*x) + 0.75"))
-    right(both, (2.0, 1.5), (2.0, 1.5))
-    assert not both["compiled"]
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o720, 0o1777])
-def test_folder_that_others_can_write_is_not_used(folder, mode):
-    folder.chmod(mode)
-    right(fit(folder, DECAY))
-    assert list(folder.iterdir()) == []
+def test_only_a_folder_that_is_the_users_own_is_used_and_a_new_one_is_private(tmp_path):
+    """Each fit has a literal, and so a kernel, of its own: the process holds none that could take its place."""
+    open_to_others = []
+    for mode in (0o777, 0o770, 0o720, 0o1777):
+        open_to_others.append(tmp_path / f"{mode:o}")
+        open_to_others[-1].mkdir()
+        open_to_others[-1].chmod(mode)
+    (tmp_path / "file").write_text("not a folder")
+    no_folders = [tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nlsq_nb_cannot_be_made")]
+    new, before = tmp_path / "new" / "cache", {*tmp_path.iterdir()}
+    places = [*open_to_others, *no_folders, new]
+    fit(*((place, hyperbola(0.25 + k)) for k, place in enumerate(places)))
+    assert [place for place in open_to_others if list(place.iterdir())] == []
+    assert {*tmp_path.iterdir()} - before == {tmp_path / "new"}
+    assert (tmp_path / "file").read_text() == "not a folder"
+    assert new.stat().st_mode & 0o077 == 0
+    assert kept(new)
 
 
 def test_folder_that_cannot_be_written_is_not_used(folder):
     if os.geteuid() == 0:
         pytest.skip("root can write everywhere")
     folder.chmod(0o500)
-    right(fit(folder, DECAY))
+    fit((folder, hyperbola(0.25)))
     assert list(folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/nlsq_nb_cannot_be_made"])
-def test_place_that_cannot_be_a_folder_is_not_used(folder, place):
-    (folder / "file").write_text("not a folder")
-    right(fit(folder / place, DECAY))
-    assert [path.name for path in folder.iterdir()] == ["file"]
-    assert (folder / "file").read_text() == "not a folder"
-
-
-def test_new_folder_is_private(tmp_path):
-    right(fit(tmp_path / "new" / "cache", DECAY))
-    assert (tmp_path / "new" / "cache").stat().st_mode & 0o077 == 0
-    assert kept(tmp_path / "new" / "cache")

@@ -48,8 +48,18 @@ def total(backend, kernel, chunk, theta, order):
     return into.result()
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("text", SHAPES.values(), ids=SHAPES)
+def with_or_without_weights(cases):
+    """Each is compiled twice, which takes seconds: one of the two, in turn, is a slow test."""
+    return [
+        pytest.param(*values, weighted, id=f"{label}-{name}", marks=() if weighted == k % 2 else pytest.mark.slow)
+        for k, (label, values) in enumerate(cases.items())
+        for weighted, name in ((False, "plain"), (True, "weighted"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "weighted"), with_or_without_weights({label: (text,) for label, text in SHAPES.items()})
+)
 def test_every_column_is_counted(text, weighted):
     model = Model(text)
     theta = theta_of(model)
@@ -113,9 +123,17 @@ def test_rounding_mode_is_restored():
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="reads x86 machine code")
-@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
-@pytest.mark.parametrize("text", ["a*x**2/(1 + b*x) + c", POLYNOMIAL], ids=["fused", "tiled"])
+@pytest.mark.parametrize(
+    ("text", "dtype", "weighted"),
+    with_or_without_weights(
+        {
+            "fused-float64": ("a*x**2/(1 + b*x) + c", np.float64),
+            "fused-float32": ("a*x**2/(1 + b*x) + c", np.float32),
+            "tiled-float32": (POLYNOMIAL, np.float32),
+            "tiled-float64": (POLYNOMIAL, np.float64),
+        }
+    ),
+)
 def test_loops_are_vector_code(text, dtype, weighted):
     """Loops over points multiply and add whole registers, and convert float32 by registers, too."""
     import llvmlite.binding as llvm

@@ -68,15 +68,3 @@ def cupy(driver, monkeypatch):
     module = make_cupy(driver)
     monkeypatch.setitem(sys.modules, "cupy", module)
     return module
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _session_cache(tmp_path_factory):
-    import os
-
-    with pytest.MonkeyPatch.context() as patch:
-        if "NLSQ_NB_CACHE" not in os.environ:
-            folder = tmp_path_factory.mktemp("kernels")
-            folder.chmod(0o700)
-            patch.setenv("NLSQ_NB_CACHE", str(folder))
-        yield
