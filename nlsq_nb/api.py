@@ -21,11 +21,15 @@ from nlsq_nb.guessed import with_guess
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.problem import Problem, read_problem
 from nlsq_nb.protocols import Backend
+from nlsq_nb.quick import fit_plainly
+from nlsq_nb.result import FitResult
 from nlsq_nb.sources.arrays import ArraySource
 from nlsq_nb.sources.retrying import close
 from nlsq_nb.sources.weights import GroupWeights
 
 __all__ = ["curve_fit"]
+
+_UNBOUNDED = (-np.inf, np.inf)
 
 
 def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
@@ -36,7 +40,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     sigma: ArrayLike | None = None,
     absolute_sigma: bool = False,
     check_finite: bool = True,
-    bounds: Any = (-np.inf, np.inf),
+    bounds: Any = _UNBOUNDED,
     method: str | None = None,
     jac: JacobianRule | None = None,
     *,
@@ -145,6 +149,12 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     >>> popt.round(6).tolist()
     [3.0, 1.5, 0.5]
     """
+    rest = (sigma, method, jac, config, nan_policy, engine, callback, verbose)
+    flags = (absolute_sigma, check_finite, full_output)
+    usual = bounds is _UNBOUNDED and not config_fields and _is_usual(rest, flags, loss, f_scale, backend)
+    result, stopped = _at_once(f, xdata, ydata, p0) if usual else (None, False)
+    if result is not None:
+        return result
     if verbose is not None or config is None:
         config_fields["verbose"] = verbose or 0
     if not check_finite or nan_policy == "omit":
@@ -152,36 +162,55 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     options = config_from(config, config_fields)
     _check_flags(absolute_sigma=absolute_sigma, check_finite=check_finite, full_output=full_output)
     _check_options(method, nan_policy)
-    weights = GroupWeights(options.weights.values) if options.weights.weighted else None
     given = read_data(xdata if ydata is None else (xdata, ydata), sigma)
     if full_output and ("source" in given or is_on_device(xdata, ydata)):
         raise UnsupportedOption("full_output=True needs the data in memory; use the result's residual_chunks()")
     given |= {"loss": loss, "f_scale": f_scale, "engine": engine}
     call = FitCall(f, p0=p0, bounds=bounds, absolute_sigma=absolute_sigma, **given)
-    omit = nan_policy == "omit"
     where = _backend_for(backend, options, call)
-    whole = where.name == "cuda"
-    problem = read_problem(call, options, jac=jac, omit=omit, group_weights=weights, whole=whole)
-    problem = with_guess(problem, p0, options)
+    weights, ways = _weights_of(options), {"omit": nan_policy == "omit", "whole": where.name == "cuda"}
+    problem = with_guess(read_problem(call, options, jac=jac, group_weights=weights, **ways), p0, options)
     try:
         if method == "lm":
             _check_plain(problem, loss)
-        warms_up, result, stopped = method not in {"lm", "trf"}, None, False
-        if callback is None:
+        warms_up = method not in {"lm", "trf"}
+        if callback is None and not stopped:
             try:
                 result = fit_directly(problem, options, where, warms_up=warms_up)
-            except KeyboardInterrupt:  # native code ends first; what is known is where the fit begins
+            except KeyboardInterrupt:  # as in `_at_once`
                 stopped = True
         if result is None:
             fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
             result = fit.run(stopped=stopped)
     finally:
         close(problem.source)
-    if not full_output:
-        return result
+    return _in_full(result, problem) if full_output else result
+
+
+def _in_full(result: FitResult, problem: Problem) -> tuple[Any, ...]:
+    """What SciPy returns for full_output."""
     fvec = _in_standard_deviations(-result.fun, problem)  # SciPy's sign
     info = {"nfev": result.nfev, "fvec": fvec}
     return result.popt, result.pcov, info, result.message, 1 if result.success else 5
+
+
+def _is_usual(rest: tuple[Any, ...], flags: tuple[Any, ...], loss: Any, f_scale: Any, backend: Any) -> bool:
+    """Whether all these are what they are by default."""
+    if not all(given is None for given in rest) or not isinstance(f_scale, float):
+        return False
+    return flags == (False, True, False) and (loss, f_scale, backend) == ("linear", 1.0, "auto")
+
+
+def _at_once(f: Any, x: Any, y: Any, p0: Any) -> tuple[FitResult | None, bool]:
+    """The result of a plain fit, if it is one, and whether the user stopped it."""
+    try:
+        return fit_plainly(f, x, y, p0), False
+    except KeyboardInterrupt:  # native code ends first; what is known is where the fit begins
+        return None, True
+
+
+def _weights_of(options: Groups) -> GroupWeights | None:
+    return GroupWeights(options.weights.values) if options.weights.weighted else None
 
 
 def _check_plain(problem: Problem, loss: Any) -> None:

@@ -21,7 +21,7 @@ from nlsq_nb.drawn import sample_of, thinned
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
-from nlsq_nb.in_native import NativePhases, NativePlan, plan_of
+from nlsq_nb.in_native import NativePhases, NativePlan, Ran, plan_of
 from nlsq_nb.objective import DataObjective
 from nlsq_nb.observe.history import NAMES, PhaseHistory
 from nlsq_nb.observe.recording import TelemetryObserver
@@ -38,9 +38,9 @@ from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
-from nlsq_nb.scan import summarize
+from nlsq_nb.scan import DataSummary, summarize
 
-__all__ = ["fit_directly"]
+__all__ = ["DirectFit", "fit_directly", "stamp"]
 
 
 def fit_directly(
@@ -81,7 +81,7 @@ def fit_directly(
         return None
     given = (problem.p0, problem.bounds, problem.absolute_sigma)
     with np.errstate(all="ignore"):
-        fit = _DirectFit(plan, Problem(problem.model, source, *given), backend)
+        fit = DirectFit(plan, Problem(problem.model, source, *given), backend)
         outcome = fit.run(warms_up)
     if outcome is None:
         return None
@@ -90,7 +90,7 @@ def fit_directly(
     return result_of(fit.problem, source, options, outcome, fit.summary, observed, fit.notes())
 
 
-class _DirectFit:
+class DirectFit:
     """One fit: its data and what happened.
 
     Parameters
@@ -101,43 +101,58 @@ class _DirectFit:
         What is fitted, with a source that deals with faults.
     backend : Backend
         Where sums are computed.
+    summary : DataSummary, optional
+        Counts and moments of the data, where they are known.
+    ran : Ran, optional
+        What phases 1 and 2 have done, where they ran elsewhere.
 
     Attributes
     ----------
     summary : DataSummary
         Counts and moments of the data.
+    state : FitState
+        At p0.
     stamps : list of (float, float)
         When the phases began and the fit ended: seconds since the epoch, and of a clock that is steady.
     """
 
-    def __init__(self, plan: NativePlan, problem: Problem, backend: Backend) -> None:
-        self.stamps = [_now()]
+    def __init__(
+        self,
+        plan: NativePlan,
+        problem: Problem,
+        backend: Backend,
+        summary: DataSummary | None = None,
+        ran: Ran | None = None,
+    ) -> None:
+        self.stamps = [stamp()]
         self.problem, self._plan, self._backend = problem, plan, backend
         model, source = problem.model, problem.source
-        self.summary = summarize(source, model.x, plan.options.data.validate, backend)
-        self._state = first_state(problem, plan.options, self.summary)
+        self.summary = summary or summarize(source, model.x, plan.options.data.validate, backend)
+        self.state = first_state(problem, plan.options, self.summary)
         self._opinion: list[Event] = []
         self._counted: dict[bool, DataObjective] = {}
+        self._phases = ran or Ran()
 
     def run(self, warms_up: bool) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
-        plan, state, source = self._plan, self._state, self.problem.source
+        plan, state, source = self._plan, self.state, self.problem.source
         if not is_eligible(plan.newton, state):
             return None
         part = sample_of(self.problem, plan.options) if warms_up else source
         engine, smaller = self._engine_over, () if part is source else (thinned(part, plan.options), part)
-        phases = self._phases = NativePhases(plan, state, self.summary, engine(source), tuple(map(engine, smaller)))
-        self.stamps.append(_now())
+        phases = NativePhases(plan, state, self.summary, engine(source), tuple(map(engine, smaller)))
+        self._phases = phases
+        self.stamps.append(stamp())
         if warms_up and not phases.warm():
             return None
-        self.stamps.append(_now())
+        self.stamps.append(stamp())
         end = phases.converge()
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return None
         end = self._seconded(end, part, warms_up)
-        self.stamps.append(_now())
+        self.stamps.append(stamp())
         outcome = self._concluded(end)
-        self.stamps.append(_now())
+        self.stamps.append(stamp())
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
             for event in self._events():
@@ -166,7 +181,7 @@ class _DirectFit:
 
     def _objective(self, part: Source) -> DataObjective:
         """Over all rows, with a sample unless `part` is all of them; the same at every call."""
-        source, p, weight = self.problem.source, len(self._state.theta), self.summary.weight
+        source, p, weight = self.problem.source, len(self.state.theta), self.summary.weight
         known = self._counted.get(part is not source)
         if known is None:
             sample = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
@@ -237,7 +252,7 @@ class _DirectFit:
         """What became of the phases."""
         model, end = self.problem.model, outcome.state
         assert end.stop is not None
-        yield PhaseDone(0, NAMES[0], "", 0, setup_found(model, self.summary, self._state))
+        yield PhaseDone(0, NAMES[0], "", 0, setup_found(model, self.summary, self.state))
         warmup, f = self._phases.warmup, self._phases.found
         if warmup is None:
             yield PhaseDone(1, NAMES[1], NOT_WARMED, 0, {})
@@ -251,5 +266,14 @@ class _DirectFit:
         yield PhaseDone(3, NAMES[3], "done", 0, covariance_found(model, outcome))
 
 
-def _now() -> tuple[float, float]:
+def stamp() -> tuple[float, float]:
+    """Now.
+
+    Returns
+    -------
+    float
+        Seconds since the epoch.
+    float
+        Seconds of a clock that is steady.
+    """
     return time.time(), time.perf_counter()

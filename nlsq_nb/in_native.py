@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from nlsq_nb.retold import MODES
 from nlsq_nb.scan import DataSummary
 from nlsq_nb.sources.weights import total_weight
 
-__all__ = ["NativePhases", "NativePlan", "plan_of"]
+__all__ = ["NativePhases", "NativePlan", "Ran", "plan_of"]
 
 Floats = NDArray[np.float64]
 _KNOWN = 64  # options whose phases are kept
@@ -91,7 +91,30 @@ def plan_of(options: Groups) -> NativePlan | None:
     return known[1]
 
 
-class NativePhases:
+@dataclass(slots=True)
+class Ran:
+    """What phases 1 and 2 have done.
+
+    Attributes
+    ----------
+    passes, sample_passes : int
+        Over all rows, and over the sample.
+    warmup : WarmupStop or None
+        How phase 1 ended; None where it was left out.
+    found : list of float
+        What it found.
+    marks : ndarray, shape (steps, 2)
+        What happened in its steps; see `retold.counted`.
+    """
+
+    passes: int = 0
+    sample_passes: int = 0
+    warmup: WarmupStop | None = None
+    found: list[float] = field(default_factory=list)
+    marks: Floats = field(default_factory=lambda: np.zeros((0, 2)))
+
+
+class NativePhases(Ran):
     """Phases 1 and 2 of one fit.
 
     Parameters
@@ -106,17 +129,6 @@ class NativePhases:
         Over all rows.
     parts : tuple of LocalEngine
         Over the rows that phase 1 sees, and over the sample that leads on from there; none where it sees all rows.
-
-    Attributes
-    ----------
-    passes, sample_passes : int
-        Over all rows, and over the sample.
-    warmup : WarmupStop or None
-        How phase 1 ended; None where it was left out.
-    found : list of float
-        What it found.
-    marks : ndarray, shape (steps, 2)
-        What happened in its steps; see `retold.counted`.
     """
 
     def __init__(
@@ -129,10 +141,7 @@ class NativePhases:
     ) -> None:
         self._plan, self._state, self._summary = plan, state, summary
         self._whole, self._parts = whole, parts
-        self.passes = self.sample_passes = 0
-        self.warmup: WarmupStop | None = None
-        self.found: list[float] = []
-        self.marks = np.zeros((0, 2))
+        super().__init__()
         self._rows: Resident | None = None
         self._run: NativeRun | None = None
 

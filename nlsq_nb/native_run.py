@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.phases.finalize import INVERSE
 from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupStop
 
-__all__ = ["NEWTON_STOPS", "NativeRun"]
+__all__ = ["NEWTON_STOPS", "WARMUP_STOPS", "NativeRun"]
 
 Floats = NDArray[np.float64]
 NEWTON_STOPS = (
@@ -29,7 +30,7 @@ NEWTON_STOPS = (
 )
 """Why phase 2 ended, by the numbers that the native text gives; 0 is to give up."""
 
-_WARMUP_STOPS = (
+WARMUP_STOPS = (
     None,
     WarmupStop.WARM_START,
     WarmupStop.PLATEAU,
@@ -41,6 +42,7 @@ _WARMUP_STOPS = (
     WarmupStop.NOT_ASKED,
     WarmupStop.NOTHING_NONLINEAR,
 )
+"""The same of phase 1."""
 
 
 class NativeRun:
@@ -99,6 +101,33 @@ class NativeRun:
         task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
         task[-len(rows.columns) :] = rows.columns
         self._rows, self.stop, self.found = rows, 0, list[float]()
+
+    @classmethod
+    def afterwards(cls, rows: Resident, shape: at.Layout, space: Any, stop: int) -> NativeRun:
+        """What phase 2 left in arrays that were filled elsewhere.
+
+        Parameters
+        ----------
+        rows : Resident
+            The data.
+        shape : Layout
+            Where everything is.
+        space : ctypes array
+            Of `shape.space`.
+        stop : int
+            How phase 2 ended.
+
+        Returns
+        -------
+        NativeRun
+            As it is after `go`.
+        """
+        run = object.__new__(cls)
+        run.shape, run._space, run._rows, run.stop = shape, space, rows, stop
+        run.w = np.frombuffer(space, np.float64, shape.size)
+        run.task = np.frombuffer(space, np.int64, offset=run.w.nbytes)
+        run.found = run.w[: at.RESULTS].tolist()
+        return run
 
     def take_up(self, state: FitState) -> None:
         """Go on with phase 2 from a state that it has led to, instead of from a start."""
@@ -179,7 +208,7 @@ class NativeRun:
     @property
     def warmup_stop(self) -> WarmupStop | None:
         """How phase 1 ended; None where it gave up."""
-        return _WARMUP_STOPS[self.stop]
+        return WARMUP_STOPS[self.stop]
 
     def theta(self) -> Floats:
         """The parameters of the first record."""

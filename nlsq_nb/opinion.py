@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.attempts import Attempts, End, end_of
-from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.elsewhere import Ground, common_part, rivals
+from nlsq_nb.core.elsewhere import Ground, rivals
 from nlsq_nb.core.layout import packed_index
+from nlsq_nb.doubts import Left, common_parts, sorted_rows
 from nlsq_nb.drawn import rows_to_check
 from nlsq_nb.events import SecondOpinionAsked, SecondOpinionGiven
 from nlsq_nb.objective import DataObjective
@@ -42,15 +42,7 @@ _HOPEFUL = 4.0  # times the lowest sse: a short fit that is not below it soon is
 _FEWER_STARTS, _FEWER_FITS = 24, 3  # where every step takes Python
 _LARGEST = 64  # parameters beyond which such steps are too dear
 _TRIALS = 30  # who allows fewer wants no more of them
-_CHANCE, _CHANCE_OF_FEW = 11.3, 6.25  # the 99 % and 90 % points of χ² with three degrees of freedom
-_WEAK = 0.5  # share of the spread of y that is left where nothing much is explained
-_FEW, _POOR = 10, 0.01  # the same where there are so few degrees of freedom that no pattern shows
-_SMALL = 25  # degrees of freedom below which a pattern is hard to see
-_PART, _MOST_OF_IT = 0.2, 1.0  # Σ ρ² of a pattern that matters, and of one in residuals below `_POOR`
-_CANCELLING = 10.0  # size of a linear term, over that of y
 _AGREEING = 3  # ends at the lowest sse after which no more short fits are needed; fewer for one parameter
-_EXACT = 1e-20  # share of Σ w y² that is rounding
-_NOTHING = 1e-12  # share of the sse at p0 that counts as nothing where y is constant
 _APART = 0.05  # relative distance of starts that are both tried
 _LOWER = 1e-6  # relative reduction of the sse that means another optimum
 _CLEARLY = 25.0  # what the same must be on a sample, in variances of the residuals
@@ -123,19 +115,22 @@ def look_at(
     if problem.whitening is None:  # else rows mean nothing without the others
         rows = rows_to_check(rows, options, len(linear))
     assert state.sums is not None
+    assert isinstance(state.stop, StopReason)
     dof = rows.n_rows * problem.model.n_outputs - free.count(True)
-    doubts, unless_asked = list(_doubts(state, linear, dof, spread)), wanted == "auto"
+    left = Left(state.sums.sse, state.first_sse, state.signal, spread, dof)
+    doubts, unless_asked = [*left.doubts(_terms(state, linear))], wanted == "auto"
+    if state.stop in _DOUBTFUL:
+        doubts.append(_DOUBTFUL[state.stop])
     if blind:
         doubts.append("a bound leaves other parameters without influence")
-    # so few residuals that are so small have no pattern that would count
-    if unless_asked and not doubts and dof < _SMALL and state.sums.sse <= _POOR * spread:
+    if unless_asked and not doubts and left.is_clear:
         return None
-    columns, residuals = _sorted_rows(problem, rows, state.theta)
-    if _has_pattern(residuals, dof, state, spread):
+    least = left.least_pattern(rows.n_rows)
+    if least < math.inf and any(part > least for part in common_parts(problem, rows, state.theta)):
         doubts.append("the residuals show a pattern")
     if unless_asked and not doubts:
         return None
-    return Look(tuple(doubts), rows, columns, residuals, linear)
+    return Look(tuple(doubts), rows, *sorted_rows(problem, rows, state.theta), linear)
 
 
 def second_opinion(
@@ -212,65 +207,13 @@ def _may_ask(options: Groups, state: FitState) -> bool:
     return state.stop.success or state.stop in _DOUBTFUL
 
 
-def _doubts(state: FitState, linear: list[bool], dof: int, spread: float) -> Iterator[str]:
-    """What the sums say against an answer."""
+def _terms(state: FitState, linear: list[bool]) -> Iterator[float]:
+    """θ² Σ w (∂f/∂θ)² of the parameters that enter linearly."""
     assert state.sums is not None
-    assert isinstance(state.stop, StopReason)
-    sse = state.sums.sse
-    if state.stop in _DOUBTFUL:
-        yield _DOUBTFUL[state.stop]
-    if _is_exact(state, spread):
-        return
-    if sse > _WEAK * spread:
-        yield "little of the spread of y is explained"
-    elif dof < _FEW and sse > _POOR * spread:
-        yield "few residuals, and they are not small"
-    if any(linear):
-        p, limit, packed = len(linear), _CANCELLING**2 * state.signal, state.sums.packed
-        if any(
-            value * value * packed.item(packed_index(p, k, k)) > limit
-            for k, value in enumerate(state.theta.tolist())
-            if linear[k]
-        ):
-            yield "large terms cancel each other"
-
-
-def _has_pattern(residuals: Floats, dof: int, state: FitState, spread: float) -> bool:
-    """Whether neighbouring residuals have more in common than noise, and than a model that nearly fits."""
-    assert state.sums is not None
-    if _is_exact(state, spread):
-        return False
-    least = residuals.shape[1] * (_PART if state.sums.sse > _POOR * spread else _MOST_OF_IT)
-    least = max(_CHANCE if dof >= _SMALL else _CHANCE_OF_FEW, least)
-    return any(common_part(r) > least for r in residuals)
-
-
-def _is_exact(state: FitState, spread: float) -> bool:
-    """Whether the residuals are nothing but rounding."""
-    assert state.sums is not None
-    sse = state.sums.sse
-    return sse <= _EXACT * state.signal or (spread == 0.0 and sse <= _NOTHING * state.first_sse < math.inf)
-
-
-def _sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:
-    """Columns of x, and √w (y − f) by outputs, of the rows that are looked at, in the order of x."""
-    parts = []
-    for each in rows.chunks():
-        chunk = each.host()
-        x = tuple(c.astype(np.float64, copy=False) for c in chunk.x)
-        f = evaluate(problem.model.program, "values", x, theta)
-        r = chunk.y - f if len(f) > 1 else (chunk.y[0] - f[0])[np.newaxis]
-        parts.append((x, r if chunk.w is None else np.sqrt(chunk.w) * r))
-    x, residuals = parts[0]
-    if len(parts) > 1:
-        x = tuple(np.concatenate(pieces) for pieces in zip(*(x for x, _ in parts), strict=True))
-        residuals = np.concatenate([r for _, r in parts], axis=1)
-    if problem.whitening is not None:  # correlated errors are no pattern
-        residuals = problem.whitening.apply(residuals.ravel()).reshape(residuals.shape)
-    if not (x[0][1:] > x[0][:-1]).all():
-        order = np.lexsort(x[::-1])
-        x, residuals = tuple(c[order] for c in x), residuals[:, order]
-    return x, residuals
+    p, packed = len(linear), state.sums.packed
+    for k, value in enumerate(state.theta.tolist()):
+        if linear[k]:
+            yield value * value * packed.item(packed_index(p, k, k))
 
 
 def _best(attempts: Attempts, asked: FitState, here: End, starts: Floats, worth: Floats, n_fits: int) -> End:

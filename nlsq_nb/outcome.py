@@ -23,6 +23,7 @@ from nlsq_nb.residuals import Residuals
 from nlsq_nb.result import FitResult
 from nlsq_nb.scan import DataSummary
 from nlsq_nb.sources.retrying import RetryingSource
+from nlsq_nb.stored import Behind
 
 __all__ = ["Observed", "diagnostics", "followed", "result_of", "warn_of"]
 
@@ -112,17 +113,13 @@ def result_of(
         notes=(*_notes(model, source, outcome), *notes),
         absolute_sigma=problem.absolute_sigma,
         weight=summary.weight,
-        _diagnose=observed.diagnose,
-        _residuals=Residuals(
-            model,
-            source,
-            state.theta,
-            outcome.sse,
-            summary.signal,
-            observed.backend,
-            problem.whitening,
+        _behind=Behind(
+            observed.diagnose,
+            lambda: Residuals(
+                model, source, state.theta, outcome.sse, summary.signal, observed.backend, problem.whitening
+            ),
+            lambda: HeldFit(problem, options, observed.backend, summary.weight, state),
         ),
-        _refit=HeldFit(problem, options, observed.backend, summary.weight, state),
         _model=model,
         _options=options,
     )

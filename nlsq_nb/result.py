@@ -22,7 +22,7 @@ from nlsq_nb.protocols import Refit
 from nlsq_nb.report.html import html
 from nlsq_nb.report.plot import draw
 from nlsq_nb.report.text import report
-from nlsq_nb.stored import from_data, to_data
+from nlsq_nb.stored import Behind, from_data, to_data
 
 __all__ = ["FitResult"]
 
@@ -87,12 +87,8 @@ class FitResult(DerivedValues):
         Whether sigma was taken as it is.
     weight : float
         Σ w.
-    _diagnose : callable or None
-        Makes `streaming_diagnostics`; private; None after pickling, which asks for them.
-    _residuals : Residuals or None
-        Computes `fun`; private; None after pickling, which leaves the data behind.
-    _refit : Refit or None
-        Fits again with a parameter held; private; None after pickling.
+    _behind : Behind
+        What else there is to tell; private; knows no data after pickling, which leaves them behind.
     _model : Model or None
         See `model`; private.
     _options : Groups
@@ -125,9 +121,7 @@ class FitResult(DerivedValues):
     notes: tuple[str, ...]
     absolute_sigma: bool
     weight: float
-    _diagnose: Any = field(repr=False)
-    _residuals: Any = field(repr=False)
-    _refit: Refit | None = field(repr=False)
+    _behind: Behind = field(repr=False)
     _model: Any = field(repr=False)
     _options: Groups = field(repr=False)
 
@@ -144,8 +138,8 @@ class FitResult(DerivedValues):
     def __getstate__(self) -> dict[str, Any]:
         """The numbers without the data, so that results can be sent between processes."""
         known = self.streaming_diagnostics
-        left = {"_diagnose": None, "_residuals": None, "_refit": None}
-        state = {**vars(self), "streaming_diagnostics": known, **left}
+        state = {**vars(self), "streaming_diagnostics": known, "_behind": Behind()}
+        state.pop("_refit", None)
         if is_on_device(state.get("fun")):
             del state["fun"]
         return state
@@ -160,8 +154,7 @@ class FitResult(DerivedValues):
         sample_passes over the sample of the warm-up, condition of the column-scaled JᵀJ, telemetry
         of this fit, backend.
         """
-        known: dict[str, Any] = self._diagnose()
-        return known
+        return self._behind.diagnose()
 
     @cached_property
     def fun(self) -> Any:
@@ -186,11 +179,16 @@ class FitResult(DerivedValues):
         yield from self._of_the_data().chunks()
 
     def _of_the_data(self) -> Any:
-        if self._residuals is None:
+        if self._behind.residuals is None:
             raise DataError(
                 "the data stayed in the process of the fit: there are no residuals; use predict(x)"
             )
-        return self._residuals
+        return self._behind.residuals()
+
+    @cached_property
+    def _refit(self) -> Refit | None:
+        """Fits again with a parameter held."""
+        return None if self._behind.refit is None else self._behind.refit()
 
     # -- uncertainty -------------------------------------------------------------------------
     def confidence_intervals(self, level: float = 0.95, method: str = "wald") -> Intervals:
@@ -380,4 +378,4 @@ class FitResult(DerivedValues):
         DataError
             When the text does not describe a result.
         """
-        return cls(**from_data(text), _residuals=None, _refit=None)
+        return cls(**from_data(text))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +18,9 @@ from nlsq_nb.config.groups import Groups
 from nlsq_nb.errors import DataError, ModelError, NlsqError
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.phases.state import StopReason
+from nlsq_nb.protocols import Refit
 
-__all__ = ["from_data", "to_data"]
+__all__ = ["Behind", "from_data", "to_data"]
 
 _FORMAT = 1
 _FOR_READERS = ("reduced_chi2", "r_squared", "aic", "bic", "params")  # they follow from the rest
@@ -28,6 +31,25 @@ _FIELDS: dict[str, type[Any]] = {
 }  # fmt: skip
 _ARRAYS = {"popt": float, "pcov": float, "grad": float, "active_mask": int}
 _DIAGNOSTICS = ("phase_timings", "phase_iterations", "total_time", "data_passes", "sample_passes", "condition")
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """What a result can tell beyond its numbers, made when it is asked for.
+
+    Attributes
+    ----------
+    diagnose : callable
+        Makes `streaming_diagnostics`.
+    residuals : callable or None
+        Makes what computes them; None where the data are not known.
+    refit : callable or None
+        Makes what fits again with a parameter held.
+    """
+
+    diagnose: Callable[[], dict[str, Any]] = dict
+    residuals: Callable[[], Any] | None = None
+    refit: Callable[[], Refit] | None = None
 
 
 def to_data(result: Any, options: Groups) -> dict[str, Any]:
@@ -108,7 +130,7 @@ def _read(data: dict[str, Any]) -> dict[str, Any]:
         "linear": tuple(data["linear"]),
         "notes": tuple(data["notes"]),
         "model_text": str(data["model"]),
-        "_diagnose": partial(dict, _number(data["streaming_diagnostics"])),
+        "_behind": Behind(partial(dict, _number(data["streaming_diagnostics"]))),
         "_model": model,
         "_options": config_from(None, {**data["config"]}),
     }

@@ -24,10 +24,12 @@ from nlsq_nb.phases.stationary import seen_parameters
 from nlsq_nb.phases.trial import is_spent, move, rounding_of, sums_of
 from nlsq_nb.protocols import Objective
 
-__all__ = ["Ending", "conclude"]
+__all__ = ["ILL", "Ending", "conclude"]
 
 Mask = NDArray[np.bool_]
-_ILL = 1e6  # scaled condition of JᵀWJ from which on "auto" factorises J
+ILL = 1e6
+"""Scaled condition of JᵀWJ from which on "auto" factorises J."""
+
 _STEPS = 5
 _PROGRESS = 0.5  # of the relative offset: more is left by a step only where rounding decides
 _NOTHING = 1e-13  # relative offset of a point that no step makes better
@@ -134,11 +136,11 @@ def _is_asked(outcome: Outcome, method: str) -> bool:
     if method != "auto" or sums_of(state).order < 2:
         return method == "qr" and sums_of(state).order > 1
     # the errors of an exact fit are those of rounding, to no digit
-    if state.stop is StopReason.EXACT_FIT or (found.condition <= _ILL and not found.undetermined.any()):
+    if state.stop is StopReason.EXACT_FIT or (found.condition <= ILL and not found.undetermined.any()):
         return False
     h = sums_of(state).jtj
     used = seen_parameters(state, column_norms(h))
-    return bool(used.any()) and rounding_error(principal(h, used)) > _ILL * EPS
+    return bool(used.any()) and rounding_error(principal(h, used)) > ILL * EPS
 
 
 def _moving(state: FitState, triangle: Triangle) -> Mask:

@@ -3,12 +3,14 @@
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from nlsq_nb import HybridStreamingConfig, Model, api, compiled, curve_fit, stages
 from nlsq_nb.errors import NlsqError
+from nlsq_nb.observe.telemetry import get_defense_telemetry
 from nlsq_nb.phases.gauss_newton import GaussNewton
 
 from .nist import MODELS, problem
@@ -16,6 +18,7 @@ from .test_random_problems import FAMILIES
 
 BESIDE = {"start_time", "duration", "timestamp"}
 BESIDE |= {"radius", "optimality", "condition"}  # come from differences of nearly equal numbers
+X = np.linspace(0.0, 10.0, 60)
 RUNS = [(name, start) for name in MODELS for start in (1, 2)]
 
 
@@ -40,6 +43,7 @@ def fit(*args, way="phases", **kwargs):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        patch.setattr(api, "fit_plainly", lambda *given: None)
         patch.setattr(api, "fit_directly", whole)
         patch.setattr(stages, "advance", noted)
         if way == "steps":
@@ -48,7 +52,7 @@ def fit(*args, way="phases", **kwargs):
     return result, inside
 
 
-direct = api.fit_directly
+direct, plain = api.fit_directly, api.fit_plainly
 
 
 def close(a, b, tolerance):
@@ -118,6 +122,58 @@ def test_most_certified_problems_are_fitted_in_native_code():
         _, inside = fit(model, p.x, p.y, p.starts[start - 1], way="direct", second_opinion=False)
         found += inside == ["whole"]
     assert found >= 26
+
+
+def in_bits(result):
+    """All numbers of a result, and what else it says."""
+    known = result.streaming_diagnostics
+    told = [{k: v for k, v in entry.items() if k not in BESIDE} for entry in known["phase_history"]]
+    rest = {k: known[k] for k in ("phase_iterations", "data_passes", "sample_passes", "condition")}
+    values = {k: v for k, v in dict(result).items() if k not in ("streaming_diagnostics", "model")}
+    return repr(values), told, rest, known["telemetry"].export_metrics(), result.fun.tobytes(), result.report()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_plain_fit_has_the_bits_of_the_general_way(seed, monkeypatch):
+    (model, x, y, start), _ = drawn(seed)
+    start[start == 0.0] = 0.1
+    found = []
+    monkeypatch.setattr(api, "fit_plainly", lambda *given: found.append(plain(*given)) or found[-1])
+    counts = [get_defense_telemetry().export_metrics()]
+    mine = curve_fit(model, x, y, start)
+    counts.append(get_defense_telemetry().export_metrics())
+    monkeypatch.setattr(api, "fit_plainly", lambda *given: None)
+    other = curve_fit(model, x, y, start)
+    counts.append(get_defense_telemetry().export_metrics())
+    assert len(found) == 1
+    assert in_bits(mine) == in_bits(other)
+    first, second = ({k: b[k] - a[k] for k in b if k in a} for a, b in pairwise(counts))
+    assert first == second
+    assert repr(mine.confidence_intervals(method="profile")) == repr(other.confidence_intervals(method="profile"))
+
+
+def test_most_plain_fits_are_quick():
+    found = [plain(model, x, y, start) for (model, x, y, start), _ in map(drawn, range(40))]
+    assert sum(result is not None for result in found) >= 25
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"f": lambda x, a, b: a * np.exp(-b * x)}, {"f": ["a*x", "b*x"]}, {"f": "a*exp(-b*x) + q*z"},
+        {"x": X.astype(np.float32)}, {"x": X.tolist()}, {"x": X[::-1]}, {"x": np.full_like(X, np.nan)},
+        {"x": np.ma.masked_array(X)}, {"x": np.stack([X, X])}, {"x": X[1:]}, {"x": np.repeat(X, 100)},
+        {"y": np.zeros_like(X)}, {"y": np.full_like(X, np.inf)}, {"y": np.full_like(X, 1e-170)},
+        {"y": np.random.default_rng(1).normal(size=len(X))}, {"y": 2.0 * np.exp(-0.5 * X)},
+        {"p0": None}, {"p0": {"a": 1.0, "b": 1.0}}, {"p0": [1.0]}, {"p0": [1.0, np.nan]}, {"p0": [1.0, 10**400]},
+        {"p0": [1.0, -800.0]}, {"p0": ["1", "2"]}, {"p0": [1.0, 1j]}, {"p0": np.ones((1, 2))},
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_for_the_general_way(given):
+    y = 2.0 * np.exp(-0.5 * X) + np.random.default_rng(0).normal(0.0, 0.01, len(X))
+    usual = {"f": "a*exp(-b*x)", "x": X, "y": y, "p0": [1.0, 1.0]}
+    assert plain(**usual) is not None
+    assert plain(**{**usual, **given}) is None
 
 
 def quiet(config):
@@ -200,7 +256,6 @@ def test_bounds_in_the_way(count):
     assert decided < 0.1 * count
 
 
-X = np.linspace(0.0, 10.0, 60)
 NUMBER = r"-?\d+\.?\d*(?:e[+-]\d+)?"
 NOISE = np.random.default_rng(5).normal(0.0, 0.05, X.size)
 DECAY = 5.0 * np.exp(-0.5 * X) + 1.0

@@ -18,8 +18,10 @@ from nlsq_nb import (
     Model,
     NumericsError,
     StopFit,
+    api,
     curve_fit,
     get_defense_telemetry,
+    quick,
     reset_defense_telemetry,
     resuming,
 )
@@ -525,19 +527,22 @@ def test_ctrl_c_while_a_checkpoint_is_written(tmp_path, monkeypatch, phase):
         same(fit_with(options, extra, resume_from_checkpoint=tmp_path), whole)
 
 
-def test_ctrl_c_in_native_code_gives_a_result(monkeypatch):
+@pytest.mark.parametrize("where", [(NativeRun, "go"), (quick, "pattern_of")])
+def test_ctrl_c_in_native_code_gives_a_result(monkeypatch, where):
     def interrupted(*args):
         native(*args)
         signal.raise_signal(signal.SIGINT)
 
-    native = NativeRun.go
-    monkeypatch.setattr(NativeRun, "go", interrupted)
+    native = getattr(*where)
+    monkeypatch.setattr(*where, interrupted)
+    if where[0] is not quick:
+        monkeypatch.setattr(api, "fit_plainly", lambda *given: None)
     ways = [
         lambda: curve_fit(MODEL, X, Y, POOR),
         lambda: curve_fit(MODEL, X, Y, POOR, method="lm"),
         lambda: AdaptiveHybridStreamingOptimizer().fit((X, Y), MODEL, POOR, verbose=0),
     ]
-    for way in ways:
+    for way in ways if where[0] is not quick else ways[:1]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = way()

@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 
 from nlsq_nb import HybridStreamingConfig, Model, compiled, native_run
 from nlsq_nb.backends.cpu import CpuBackend
-from nlsq_nb.backends.small import PARTS, compiled_run, driver, layout, moments, native
+from nlsq_nb.backends.small import PARTS, compiled_run, driver, layout, moments, native, pattern
 from nlsq_nb.backends.small.build import build, compile_ir
 from nlsq_nb.backends.small.translate import translate
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.elsewhere import common_part
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import BackendUnavailable
+from nlsq_nb.in_native import NativePlan
 from nlsq_nb.native_run import NativeRun
 from nlsq_nb.phases.defense import Defense, StepSizes
 from nlsq_nb.phases.gauss_newton import GaussNewton
@@ -29,6 +31,8 @@ from nlsq_nb.phases.setup import setup
 from nlsq_nb.phases.state import StopReason
 from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
+from nlsq_nb.scan import summarize
+from nlsq_nb.sources.arrays import ArraySource
 
 X = np.linspace(0, 10, 60)
 NOISE = np.random.default_rng(0).normal(0, 0.05, X.size)
@@ -251,6 +255,54 @@ def test_moments_are_those_of_exact_sums_and_tell_of_x_that_is_not_finite(
             for number, terms in zip(each[k, b], (v * d * d, v * d, v), strict=True):
                 assert abs(number - math.fsum(terms)) <= 1e-14 * math.fsum(abs(terms))
     assert (found[moments.ODD] == 0.0) == (broken is None)
+
+
+@given(rows=st.integers(1, 4096), seed=st.integers(0, 99), broken=st.sampled_from([None, "x", "y", "small", "zero"]))
+@settings(max_examples=40)
+def test_a_survey_finds_what_a_summary_does(rows, seed, broken):
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=rows), rng.normal(1e3, 2.0, rows)
+    if broken in ("x", "y"):
+        (x if broken == "x" else y)[seed % rows] = rng.choice([math.nan, math.inf])
+    y *= {"small": 1e-160, "zero": 0.0}.get(broken, 1.0)
+    shape = layout.layout(b"\0\1", 2, 5, 0)
+    task, w = shape.task.copy(), np.zeros(shape.size)
+    task[layout.ROWS], task[-2:] = rows, (x.ctypes.data, y.ctypes.data)
+    same, done = w.copy(), compiled_run().call(layout.SURVEY, task.ctypes.data, w.ctypes.data)
+    with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
+        for a in (x, y):
+            patch.setitem(native.COLUMNS, a.ctypes.data, a)
+        assert driver.run(layout.SURVEY, task, same) == done == (broken is None)
+    if done:
+        assert w.tobytes() == same.tobytes()
+        expected = summarize(ArraySource(x, y), ("x",), True, CpuBackend(1))  # noqa: FBT003
+        named = (layout.GIVEN_SIGNAL, layout.SPREAD, layout.WEIGHT)
+        assert [w[k] for k in named] == [expected.signal, expected.spread, expected.weight]
+        assert w[layout.VARIANCE] == expected.spread / rows
+        assert w[layout.UNIT] == NativePlan.unit_of(expected)
+
+
+@given(rows=st.integers(1, 400), seed=st.integers(0, 99), weighted=st.booleans(), tied=st.booleans())
+@settings(max_examples=40)
+def test_a_pattern_is_what_neighbouring_residuals_have_in_common(rows, seed, weighted, tied):
+    rng = np.random.default_rng(seed)
+    x, y, f, w = np.sort(rng.normal(size=rows)), *rng.normal(size=(2, rows)), rng.uniform(0.1, 9.0, rows)
+    f += np.linspace(0.0, 1.0, rows) if seed % 2 else 0.0
+    y = f if seed == 0 else y
+    if tied and rows > 1:
+        x[seed % (rows - 1) + 1] = x[seed % (rows - 1)]
+    columns = (x, y, f, w)
+    asked = np.array([rows, weighted, *(a.ctypes.data for a in columns)])
+    found, same = np.full((2, 2), 9.0)
+    assert compiled_run().call(layout.PATTERN, asked.ctypes.data, found.ctypes.data) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        for a in columns:
+            patch.setitem(native.COLUMNS, a.ctypes.data, a)
+        assert driver.run(layout.PATTERN, asked, same) == 1
+    assert found.tobytes() == same.tobytes()
+    assert found[pattern.IN_ORDER] == (not tied or rows < 2)
+    expected = common_part((y - f) * (np.sqrt(w) if weighted else 1.0))
+    assert found[pattern.IN_COMMON] == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_the_object_needs_nothing_and_calls_nothing():

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PARTS", "compiled_run"]
 
-PARTS = ("algebra", "points", "boxed", "stationary", "newton", "lbfgs", "warmup", "moments", "driver")
+PARTS = (
+    "algebra", "points", "boxed", "stationary", "newton", "lbfgs", "warmup", "moments", "survey", "pattern", "driver"
+)  # fmt: skip
 """The modules that are compiled; what they share is `layout` and `native`."""
 
 _SYMBOL = "nlsq_nb_small_fit"

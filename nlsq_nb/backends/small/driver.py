@@ -1,4 +1,4 @@
-"""The two iterative phases of a compiled small fit, and looks at many starts and at the data, behind one call."""
+"""The two iterative phases of a compiled small fit, and looks at starts, data and residuals, behind one call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from nlsq_nb.backends.small.layout import (
     LOG,
     MOMENTS,
     ONE,
+    PATTERN,
     RELAXED,
     SCREENING,
     SIGNAL,
     SSE,
+    SURVEY,
     TOLD,
     WIDTH,
     M,
@@ -28,7 +30,9 @@ from nlsq_nb.backends.small.layout import (
 from nlsq_nb.backends.small.moments import moments
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.newton import GAVE_UP, SILENT, newton
+from nlsq_nb.backends.small.pattern import pattern
 from nlsq_nb.backends.small.points import clear, enter, has_room, measure
+from nlsq_nb.backends.small.survey import survey
 from nlsq_nb.backends.small.warmup import is_trusted, warmup
 
 __all__ = ["run"]
@@ -82,6 +86,10 @@ def run(phase: int, task: Ints, w: Floats) -> int:
     """
     if phase == MOMENTS:
         return moments(task, w)
+    if phase == PATTERN:
+        return pattern(task, w)
+    if phase == SURVEY:
+        return survey(task, w)
     if not enter(task, w):
         return GAVE_UP
     w[SIGNAL] = w[GIVEN_SIGNAL] if w[GIVEN_SIGNAL] > 0.0 else SILENT * w[SSE]

@@ -24,9 +24,11 @@ __all__ = [
     "JUDGED",
     "LBFGS",
     "MOMENTS",
+    "PATTERN",
     "RESULTS",
     "SCREENING",
     "SETTINGS",
+    "SURVEY",
     "TAKEN",
     "TAKEN_UP",
     "UNTOUCHED",
@@ -35,8 +37,9 @@ __all__ = [
     "layout",
 ]
 
-LBFGS, GAUSS_NEWTON, SCREENING, MOMENTS = 1, 2, 3, 4
-"""The phases, a look at many starts, and one at the data, which has places of its own: see `moments`."""
+LBFGS, GAUSS_NEWTON, SCREENING, SURVEY, MOMENTS, PATTERN = 1, 2, 3, 4, 5, 6
+"""The phases, a look at many starts, two at the data and one at residuals; the last two have places of their own: see
+`moments` and `pattern`."""
 
 TAKEN_UP = 2
 """What `task` has at GIVEN where phase 2 goes on from a point that it has left: more than the sums is given."""
@@ -140,8 +143,9 @@ ORDER = ASKED + 43  # the parameters begin here, linear ones first
     STUCK,
     HAPPENED,  # in the step, as the log tells it
     CONDITION,  # of the scaled JᵀWJ, in the 1-norm; 0 where its inverse is not there
-) = range(31)
-RESULTS = 31
+    SPREAD,  # Σ w (y − mean)², which a survey finds
+) = range(32)
+RESULTS = 32
 # --- w: settings ---
 (
     TOL,
@@ -185,8 +189,8 @@ class Layout:
         Where the records begin that hold the end of a phase and the point of lowest loss.
     sums : int
         Where the sums are in a record.
-    scale, inverse, log : int
-        Where D, the inverse of JᵀWJ and the log begin.
+    lower, scale, inverse, log : int
+        Where the bounds, D, the inverse of JᵀWJ and the log begin.
     """
 
     task: NDArray[np.int64]
@@ -197,6 +201,7 @@ class Layout:
     one: int
     best: int
     sums: int
+    lower: int
     scale: int
     inverse: int
     log: int
@@ -238,7 +243,7 @@ def layout(separable: bytes, columns: int, memory: int, lines: int) -> Layout:
         task[index] = value
     task[ORDER : ORDER + p] = order
     space = ctypes.c_double * (end + len(task))
-    begins = (spots[name] for name in (SCALE, INVERSE, LOG))
+    begins = (spots[name] for name in (LOWER, SCALE, INVERSE, LOG))
     return Layout(task, end, space, p, size, spots[ONE], spots[BEST], parts[SUMS], *begins)
 
 

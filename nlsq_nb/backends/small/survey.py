@@ -1,0 +1,46 @@
+"""What the phases of a small fit are told of its data, found where the data are: of one column of x and one of y."""
+
+from __future__ import annotations
+
+import math
+
+from nlsq_nb.backends.small.layout import (
+    GIVEN_SIGNAL,
+    ROWS,
+    SPREAD,
+    TABLE,
+    UNIT,
+    VARIANCE,
+    WEIGHT,
+)
+from nlsq_nb.backends.small.moments import CENTRE, FOUND, PIECE, add
+from nlsq_nb.backends.small.native import Floats, Ints, column_value, native
+
+__all__ = ["survey"]
+
+LEAST = 2.2250738585072014e-308  # signal of which squares lose no digits
+
+
+@native
+def survey(task: Ints, w: Floats) -> int:
+    """Fill the settings as `scan.summarize` finds them in one block; 0 where there is something to complain of."""
+    rows, x, y = task[ROWS], task[TABLE], task[TABLE] + 1
+    odd = 0.0
+    for i in range(rows):
+        odd += 0.0 * column_value(task, x, i)
+    c = column_value(task, y, 0)
+    w[CENTRE] = c
+    w[FOUND] = w[FOUND + 1] = w[FOUND + 2] = 0.0
+    for begin in range(0, rows, PIECE):
+        add(task, w, y, 0, begin, min(begin + PIECE, rows), FOUND)
+    twice, above, weight = w[FOUND], w[FOUND + 1], w[FOUND + 2]
+    signal = twice + 2.0 * c * above + c * c * weight
+    if odd != 0.0 or not math.isfinite(signal) or signal < LEAST:
+        return 0
+    spread = max(twice - above * (above / weight), 0.0)
+    unit = spread / weight if spread > 0.0 else signal / weight
+    w[GIVEN_SIGNAL], w[WEIGHT] = signal, weight
+    w[UNIT] = unit if unit > 0.0 else 1.0
+    w[VARIANCE] = spread / weight
+    w[SPREAD] = spread
+    return 1
