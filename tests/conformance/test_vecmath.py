@@ -270,8 +270,12 @@ def has_fused_products():
 
 
 @pytest.mark.skipif(not has_fused_products(), reason="a processor without vector units worth testing")
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("order", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    # both are compiled anew: one of them, in turn, is a slow test
+    [pytest.param(name, order, marks=() if order == 2 * (k % 2) else pytest.mark.slow)
+     for k, name in enumerate(MODELS) for order in (0, 2)],
+)  # fmt: skip
 def test_hot_loop_is_vector_code_without_calls(name, order):
     inner, packed = point_loops(MODELS[name], order)
     assert packed
