@@ -7,9 +7,8 @@ wrong; what a result can tell beyond its numbers is put together when it is aske
 
 from __future__ import annotations
 
-import ctypes
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,84 +16,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.arguments import FitCall
-from nlsq_nb.backends import get_backend
-from nlsq_nb.backends.small import compiled_run
 from nlsq_nb.backends.small import layout as at
-from nlsq_nb.codegen.ir import OpaqueProgram
-from nlsq_nb.compiled import LARGEST, reached
+from nlsq_nb.compiled import reached
 from nlsq_nb.config.given import config_from
-from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.chunk import Chunk, Resident, address_of
-from nlsq_nb.core.layout import BLOCK, packed_index
+from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.losses import LEAST_SQUARES
 from nlsq_nb.direct import DirectFit, stamp
 from nlsq_nb.doubts import Left, pattern_of
+from nlsq_nb.drawn import drawn_rows
 from nlsq_nb.errors import NlsqError
-from nlsq_nb.in_native import NativePlan, Ran, plan_of
+from nlsq_nb.in_native import Ran
 from nlsq_nb.models.inputs import as_model
 from nlsq_nb.models.symbolic import Model
-from nlsq_nb.native_run import NEWTON_STOPS, WARMUP_STOPS, NativeRun
+from nlsq_nb.native_run import WARMUP_STOPS, NativeRun
 from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import get_defense_telemetry
 from nlsq_nb.outset import retrying
 from nlsq_nb.phases.refine import ILL, Ending
 from nlsq_nb.phases.state import FitState, StopReason
+from nlsq_nb.plain import OPTIMUM, PlainPhases, Prepared, prepare
 from nlsq_nb.problem import read_problem
-from nlsq_nb.protocols import Backend
 from nlsq_nb.refitting import HeldFit
 from nlsq_nb.residuals import Residuals
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import counted
-from nlsq_nb.scan import DataSummary
+from nlsq_nb.scan import FEW, DataSummary
 from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.stored import Behind
 
 __all__ = ["fit_plainly"]
 
 Floats = NDArray[np.float64]
-_FLOAT, _DOUBLE, _LONG = np.dtype(np.float64), ctypes.sizeof(ctypes.c_double), ctypes.c_int64
+_FLOAT = np.dtype(np.float64)
 _KNOWN = 64  # models that are kept prepared
-_OPTIMUM = NEWTON_STOPS.index(StopReason.RELATIVE_OFFSET)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Prepared:
-    """What all plain fits of a model share.
-
-    Attributes
-    ----------
-    model : Model
-        Of one variable and one output.
-    plan : NativePlan
-        Its phases.
-    backend : Backend
-        Where sums are computed.
-    rows : Resident
-        The kernel, on other rows.
-    shape : Layout
-        Where everything is.
-    task : type
-        The integers of a run.
-    first : bytes
-        Its memory, but for what rows and p0 decide.
-    bounds : tuple of ndarray
-        None, so ±inf.
-    linear : tuple of (int, int)
-        Of each linear parameter its number, and where its diagonal element is among the sums.
-    """
-
-    model: Model
-    plan: NativePlan
-    backend: Backend
-    rows: Resident
-    shape: at.Layout
-    task: Any
-    first: bytes
-    bounds: tuple[Floats, Floats]
-    linear: tuple[tuple[int, int], ...]
-
-
-_prepared: dict[Any, _Prepared | None] = {}
+_prepared: dict[Any, Prepared | None] = {}
 
 
 def fit_plainly(f: Any, x: Any, y: Any, p0: Any) -> FitResult | None:
@@ -105,7 +62,7 @@ def fit_plainly(f: Any, x: Any, y: Any, p0: Any) -> FitResult | None:
     f : Model or str
         The model; others are for the general way.
     x, y : ndarray, shape (n,)
-        Contiguous float64, at most `BLOCK` rows.
+        Contiguous float64, at most `scan.FEW` rows.
     p0 : tuple, list or ndarray, shape (p,)
         Start.
 
@@ -114,15 +71,14 @@ def fit_plainly(f: Any, x: Any, y: Any, p0: Any) -> FitResult | None:
     FitResult or None
         None where it is no such fit, or one that others have to look at; nothing was done then.
     """
-    if not (_is_plain(x) and _is_plain(y) and len(x) == len(y) <= BLOCK):
+    if not (_is_plain(x) and _is_plain(y) and len(x) == len(y) <= FEW):
         return None
     start = _numbers(p0)
     known = None if start is None else _known(f)
     if known is None or start is None or len(start) != known.shape.n_params >= 1 or len(y) <= len(start):
         return None
-    begin = stamp()
-    run = _Run(known, x, y, start)
-    return run.result(begin) if run.goes_well() else None
+    fit = _PlainFit(known, x, y, start)
+    return fit.result() if fit.goes_well() else None
 
 
 def _is_plain(column: Any) -> bool:
@@ -144,7 +100,7 @@ def _numbers(p0: Any) -> list[float] | None:
     return start if all(map(math.isfinite, start)) else None
 
 
-def _known(f: Any) -> _Prepared | None:
+def _known(f: Any) -> Prepared | None:
     """What fits of a model share; None for models that are not plain."""
     if type(f) not in {Model, str}:
         return None
@@ -155,93 +111,57 @@ def _known(f: Any) -> _Prepared | None:
             model = as_model(f, np.zeros(1), 1)
         except NlsqError:  # who knows the data says what is wrong
             return None
-        _prepared[f] = _prepare(model, config_from(None, {"verbose": 0}))
+        _prepared[f] = prepare(model, config_from(None, {"verbose": 0}))
     return _prepared[f]
 
 
-def _prepare(model: Model, options: Groups) -> _Prepared | None:
-    plan, p = plan_of(options), model.n_params
-    plain = len(model.x) == model.n_outputs == 1 and p <= min(LARGEST, options.cg.threshold - 1)
-    if plan is None or not plain or isinstance(model.program, OpaqueProgram):
-        return None
-    backend, one = get_backend(), np.zeros(1)
-    rows = backend.resident(backend.compile(model.program, _FLOAT), Chunk(0, (one,), (one,)))
-    if rows is None or compiled_run() is None:
-        return None
-    separable = np.array([name in model.linear_params for name in model.params])
-    shape = at.layout(separable.tobytes(), 2, plan.warmup.memory, plan.asked[0])
-    space, task = shape.space(), _LONG * len(shape.task)
-    w = np.frombuffer(space, np.float64, shape.size)
-    w[at.SETTINGS : at.WARM_START] = (plan.newton.tol, plan.newton.initial_radius, 0.0, math.inf, 0.0, 0.0, 0.0)
-    w[at.WARM_START : shape.lower] = plan.settings
-    w[shape.lower : shape.lower + p], w[shape.lower + p : shape.lower + 2 * p] = -math.inf, math.inf
-    filled = task.from_buffer(space, shape.size * _DOUBLE)
-    filled[:] = shape.task.tolist()
-    filled[: 4 + len(plan.asked)] = [rows.kernel, 0, 0, 0, *plan.asked]
-    bounds = np.full(p, -math.inf), np.full(p, math.inf)
-    linear = tuple((k, packed_index(p, k, k)) for k in np.flatnonzero(separable).tolist())
-    return _Prepared(model, plan, backend, rows, shape, task, bytes(space), bounds, linear)
+class _PlainFit:
+    """One fit; what else there is to tell of it is made when it is asked for."""
 
-
-class _Run:
-    """The arrays of one fit; see `NativeRun`, which makes the same from a state."""
-
-    def __init__(self, known: _Prepared, x: Floats, y: Floats, start: list[float]) -> None:
-        shape = known.shape
+    def __init__(self, known: Prepared, x: Floats, y: Floats, start: list[float]) -> None:
+        self.begin, o, n = stamp(), known.plan.options, len(y)
         self.known, self.x, self.y, self.start = known, x, y, start
-        space = self.space = shape.space.from_buffer_copy(known.first)
-        self.task = known.task.from_buffer(space, shape.size * _DOUBLE)
-        self.task[at.ROWS] = len(y)
-        self.task[-2:] = (address_of(x), address_of(y))
-        p, one = len(start), shape.one
-        space[one - 2 * p : one + p] = [*[abs(value) or 1.0 for value in start], *start, *start]
+        self.drawn = drawn_rows(n, len(start), o.warmup.sample_size, o.setup.seed)
+        self.phases = PlainPhases(known, x, y, start, self.drawn)
 
     def goes_well(self) -> bool:
         """Run phases 1 and 2; whether they end at an optimum that nothing speaks against."""
-        entry, place = compiled_run(), ctypes.addressof(self.space)
-        assert entry is not None
-        task, space, call = place + self.known.shape.size * _DOUBLE, self.space, entry.call
-        if call(at.SURVEY, task, place) == 0:
+        if not self.phases.warm():
             return False
-        self.spread, self.signal = space[at.SPREAD], space[at.GIVEN_SIGNAL]
-        self.warmup = call(at.LBFGS, task, place)
-        if self.warmup == 0:
+        self.between = stamp()
+        if not self.phases.converge():
             return False
-        self.warmed, self.between = space[: at.RESULTS], stamp()
-        given = self.task
-        given[at.GIVEN], given[at.LINES], given[at.CEILING] = 1, 0, self.known.plan.newton.max_iterations
-        if call(at.GAUSS_NEWTON, task, place) != _OPTIMUM:
-            return False
-        self.found, self.after = space[: at.RESULTS], stamp()
-        first = self.warmed[at.FIRST_SSE]
-        return self.found[at.SSE] <= first and 0.0 < self.found[at.CONDITION] <= ILL and not self._is_doubtful(first)
+        self.after = stamp()
+        return 0.0 < self.phases.found[at.CONDITION] <= ILL and not self._is_doubtful()
 
-    def _is_doubtful(self, first: float) -> bool:
+    def _is_doubtful(self) -> bool:
         """Whether anything calls for a second opinion."""
-        shape, rows = self.known.shape, len(self.y)
-        w = self.w = np.frombuffer(self.space, np.float64, shape.size)
+        shape, ran, checked = self.known.shape, self.phases, self.drawn.checked
+        rows = len(self.y if checked is None else checked)
+        w = self.w = np.frombuffer(ran.space, np.float64, shape.size)
         begin, middle = shape.one + shape.sums, shape.one + shape.sums + shape.n_sums
         self.popt = w[shape.one : shape.one + shape.n_params].copy()
         self.sums = w[begin:middle] + w[middle : middle + shape.n_sums]
-        left = Left(self.found[at.SSE], first, self.signal, self.spread, rows - shape.n_params)
+        sse, first = ran.found[at.SSE], ran.warmed[at.FIRST_SSE]
+        left = Left(sse, first, ran.signal, ran.spread, rows - shape.n_params)
         theta, sums = self.popt.tolist(), self.sums.tolist()
         if left.is_exact or any(left.doubts(theta[k] * theta[k] * sums[place] for k, place in self.known.linear)):
             return True
         if left.is_clear:
             return False
         with np.errstate(all="ignore"):
-            common = pattern_of(self.known.model.program, Chunk(0, (self.x,), (self.y,)), self.popt)
+            x, y = (c if checked is None else c.take(checked) for c in (self.x, self.y))
+            common = pattern_of(self.known.model.program, Chunk(0, (x,), (y,)), self.popt)
         return common is None or common > left.least_pattern(rows)
 
-    def result(self, begin: tuple[float, float]) -> FitResult:
+    def result(self) -> FitResult:
         """The numbers; counts what the defence layers did."""
-        known, found, n, p = self.known, self.found, len(self.y), len(self.start)
-        self.stamps = [begin, begin, self.between, self.after, stamp()]
-        warmup, marks = WARMUP_STOPS[self.warmup], self._marks()
-        assert warmup is not None
-        self.ran = Ran(self._count(at.PASSES), 0, warmup, self.warmed, marks)
+        known, phases, found, n, p = self.known, self.phases, self.phases.found, len(self.y), len(self.start)
+        self.stamps = [self.begin, self.begin, self.between, self.after, stamp()]
         sink, model, stop = TelemetryObserver(get_defense_telemetry()), known.model, StopReason.RELATIVE_OFFSET
-        for event in counted(known.plan.warmup, warmup, self.warmed, marks):
+        warmup = WARMUP_STOPS[phases.warmup]
+        assert warmup is not None
+        for event in counted(known.plan.warmup, warmup, phases.warmed, phases.marks):
             sink(event)
         sse = found[at.SSE]
         inverse = self.w[known.shape.inverse : known.shape.inverse + p * p].reshape(p, p)
@@ -258,15 +178,15 @@ class _Run:
             f_scale=LEAST_SQUARES.f_scale,
             n_points=n,
             dof=n - p,
-            nit=self._count(at.STEPS),
-            nfev=self.ran.passes,
-            njev=self.ran.passes,
+            nit=int(phases.warmed[at.STEPS]) + int(found[at.STEPS]),
+            nfev=phases.passes,
+            njev=phases.passes,
             grad=-self.sums[1 : 1 + p],
             optimality=found[at.OFFSET],
             active_mask=np.zeros(p, np.int_),
             bounds=known.bounds,
             linear=model.linear_params,
-            spread=self.spread,
+            spread=phases.spread,
             model_text=model.text,
             backend=known.backend.name,
             notes=model.notes,
@@ -277,29 +197,21 @@ class _Run:
             _options=known.plan.options,
         )
 
-    def _count(self, what: int) -> int:
-        """Of both phases."""
-        return int(self.warmed[what]) + int(self.found[what])
-
-    def _marks(self) -> Floats:
-        """See `retold.counted`."""
-        shape, lines, width = self.known.shape, int(self.warmed[at.TOLD]), at.WIDTH + self.known.shape.n_params
-        return self.w[shape.log : shape.log + lines * width].reshape(lines, width)[:, 4:6]
-
     # -- what is told when it is asked for -------------------------------------------------------
     @cached_property
     def _fit(self) -> tuple[DirectFit, FitState]:
         """The fit as others know it, and its end."""
-        known, n = self.known, len(self.y)
+        known, phases, n = self.known, self.phases, len(self.y)
         call = FitCall(known.model, x=self.x, y=self.y, p0=self.start)
         problem = read_problem(call, known.plan.options)
         problem = replace(problem, source=retrying(problem.source, known.plan.options))
-        summary = DataSummary(n, n, self.signal, self.spread, float(n))
-        fit = DirectFit(known.plan, problem, known.backend, summary, self.ran)
+        summary = DataSummary(n, n, phases.signal, phases.spread, float(n))
+        ran = Ran(phases.passes, phases.sample_passes, WARMUP_STOPS[phases.warmup], phases.warmed, phases.marks)
+        fit = DirectFit(known.plan, problem, known.backend, summary, ran)
         fit.stamps = self.stamps
         rows = replace(known.rows, n_rows=n)
-        run = NativeRun.afterwards(rows, known.shape, self.space, _OPTIMUM)
-        return fit, reached(run, fit.state, self.warmed[at.FIRST_SSE])
+        run = NativeRun.afterwards(rows, known.shape, phases.space, OPTIMUM)
+        return fit, reached(run, fit.state, phases.warmed[at.FIRST_SSE])
 
     def diagnose(self) -> dict[str, Any]:
         """`streaming_diagnostics`."""
@@ -311,10 +223,10 @@ class _Run:
 
     def residuals(self) -> Residuals:
         """What computes them."""
-        (fit, end), sse = self._fit, self.found[at.SSE]
+        (fit, end), sse = self._fit, self.phases.found[at.SSE]
         source = fit.problem.source
         assert isinstance(source, RetryingSource)
-        return Residuals(self.known.model, source, end.theta, sse, self.signal, self.known.backend)
+        return Residuals(self.known.model, source, end.theta, sse, self.phases.signal, self.known.backend)
 
     def refit(self) -> HeldFit:
         """What fits again with a parameter held."""

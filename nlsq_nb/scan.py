@@ -28,11 +28,13 @@ from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.sources.sample import sample
 
-__all__ = ["DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "whitened"]
+__all__ = ["FEW", "DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "whitened"]
+
+FEW = 4 * BLOCK
+"""Rows up to which native code, or NumPy, is fast enough for their moments, so that no kernel is compiled for them."""
 
 Floats = NDArray[np.float64]
 _FLOAT = np.dtype(np.float64)
-_FEW = 4 * BLOCK  # rows up to which NumPy is fast enough, so that no kernel is compiled for them
 _DERIVATIVES = 1_000_000  # numbers that a look at the derivatives may hold
 
 
@@ -91,7 +93,7 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
     labels = [f"xdata {name!r}" for name in variables] if len(variables) > 1 else ["xdata"]
     if spread_rows(source) is not None:
         return _summarize_there(source, labels if check else [], backend)
-    few, native = source.n_rows <= _FEW, backend.name == "cpu"
+    few, native = source.n_rows <= FEW, backend.name == "cpu"
     parts, into = list[tuple[float, float, float]](), None
     n_rows, outputs, c = 0, 1, 0.0
     with np.errstate(all="ignore"):

@@ -15,7 +15,7 @@ from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Source
 
-__all__ = ["SampleSource", "ScatteredSource", "batches", "sample"]
+__all__ = ["SampleSource", "ScatteredSource", "batches", "rows_of", "sample"]
 
 _STEP = 1 << 22  # rows per chunk, as for arrays in memory
 _APART = 10_000  # rows per run from which on finding runs is cheaper than a pass
@@ -42,7 +42,7 @@ class SampleSource:
     def __init__(self, source: Source, ranges: Sequence[tuple[int, int]]) -> None:
         self._source = source
         self._ranges = tuple(ranges)
-        self._rows = _rows_of(self._ranges)
+        self._rows = rows_of(self._ranges)
         self._n_rows = len(self._rows)
         self._held: tuple[int, list[Chunk]] | None = None
 
@@ -115,8 +115,19 @@ class SampleSource:
 
 
 @lru_cache(maxsize=4)
-def _rows_of(ranges: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
-    """All rows of some ranges, rising."""
+def rows_of(ranges: tuple[tuple[int, int], ...]) -> NDArray[np.int64]:
+    """All rows of some ranges.
+
+    Parameters
+    ----------
+    ranges : tuple of (int, int)
+        First row and one past the last of each; disjoint.
+
+    Returns
+    -------
+    ndarray of int64
+        Rising; the same array for the same ranges.
+    """
     bounds = np.array(sorted(ranges), dtype=np.int64).reshape(-1, 2)
     lengths = bounds[:, 1] - bounds[:, 0]
     before = np.cumsum(lengths) - lengths

@@ -18,7 +18,7 @@ from .test_random_problems import FAMILIES
 
 BESIDE = {"start_time", "duration", "timestamp"}
 BESIDE |= {"radius", "optimality", "condition"}  # come from differences of nearly equal numbers
-X = np.linspace(0.0, 10.0, 60)
+X, MANY = np.linspace(0.0, 10.0, 60), np.linspace(0.0, 1.0, 20_000)
 RUNS = [(name, start) for name in MODELS for start in (1, 2)]
 
 
@@ -133,10 +133,8 @@ def in_bits(result):
     return repr(values), told, rest, known["telemetry"].export_metrics(), result.fun.tobytes(), result.report()
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_plain_fit_has_the_bits_of_the_general_way(seed, monkeypatch):
-    (model, x, y, start), _ = drawn(seed)
-    start[start == 0.0] = 0.1
+def same_in_bits(monkeypatch, model, x, y, start):
+    """Compare a plain fit with the general way; whether it was one."""
     found = []
     monkeypatch.setattr(api, "fit_plainly", lambda *given: found.append(plain(*given)) or found[-1])
     counts = [get_defense_telemetry().export_metrics()]
@@ -150,6 +148,31 @@ def test_a_plain_fit_has_the_bits_of_the_general_way(seed, monkeypatch):
     first, second = ({k: b[k] - a[k] for k in b if k in a} for a, b in pairwise(counts))
     assert first == second
     assert repr(mine.confidence_intervals(method="profile")) == repr(other.confidence_intervals(method="profile"))
+    return found[0] is not None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_plain_fit_has_the_bits_of_the_general_way(seed, monkeypatch):
+    (model, x, y, start), _ = drawn(seed)
+    start[start == 0.0] = 0.1
+    same_in_bits(monkeypatch, model, x, y, start)
+
+
+@pytest.mark.parametrize("start", [(1.0, 0.1, 5.0), (5.1, 0.505, 0.99), (1.0, 3.0, 0.0)])
+@pytest.mark.parametrize("rows", [4096, 4097, 8193, 16_384])
+def test_a_plain_fit_of_more_rows_has_them_too(rows, start, monkeypatch):
+    x = np.linspace(0.0, 10.0, rows)
+    y = 5.0 * np.exp(-0.5 * x) + 1.0 + np.random.default_rng(rows).normal(0.0, 0.1, rows)
+    assert same_in_bits(monkeypatch, "a*exp(-b*x) + c", x, y, start)
+
+
+@pytest.mark.parametrize("text", ["a + b*x", "a*exp(-((x - m)/s)**2/2) + c"])
+def test_a_plain_fit_of_a_sample_has_them_for_other_models(text, monkeypatch):
+    x = np.linspace(0.0, 10.0, 9000)
+    model = Model(text)
+    truth = np.linspace(1.0, 2.0, model.n_params)
+    y = model(x, *truth) + np.random.default_rng(3).normal(0.0, 0.1, 9000)
+    assert same_in_bits(monkeypatch, model, x, y, 1.5 * truth)
 
 
 def test_most_plain_fits_are_quick():
@@ -162,7 +185,7 @@ def test_most_plain_fits_are_quick():
     [
         {"f": lambda x, a, b: a * np.exp(-b * x)}, {"f": ["a*x", "b*x"]}, {"f": "a*exp(-b*x) + q*z"},
         {"x": X.astype(np.float32)}, {"x": X.tolist()}, {"x": X[::-1]}, {"x": np.full_like(X, np.nan)},
-        {"x": np.ma.masked_array(X)}, {"x": np.stack([X, X])}, {"x": X[1:]}, {"x": np.repeat(X, 100)},
+        {"x": np.ma.masked_array(X)}, {"x": np.stack([X, X])}, {"x": X[1:]}, {"x": MANY, "y": np.sqrt(MANY)},
         {"y": np.zeros_like(X)}, {"y": np.full_like(X, np.inf)}, {"y": np.full_like(X, 1e-170)},
         {"y": np.random.default_rng(1).normal(size=len(X))}, {"y": 2.0 * np.exp(-0.5 * X)},
         {"p0": None}, {"p0": {"a": 1.0, "b": 1.0}}, {"p0": [1.0]}, {"p0": [1.0, np.nan]}, {"p0": [1.0, 10**400]},

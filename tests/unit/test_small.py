@@ -257,7 +257,7 @@ def test_moments_are_those_of_exact_sums_and_tell_of_x_that_is_not_finite(
     assert (found[moments.ODD] == 0.0) == (broken is None)
 
 
-@given(rows=st.integers(1, 4096), seed=st.integers(0, 99), broken=st.sampled_from([None, "x", "y", "small", "zero"]))
+@given(rows=st.integers(1, 9000), seed=st.integers(0, 99), broken=st.sampled_from([None, "x", "y", "small", "zero"]))
 @settings(max_examples=40)
 def test_a_survey_finds_what_a_summary_does(rows, seed, broken):
     rng = np.random.default_rng(seed)
@@ -268,13 +268,16 @@ def test_a_survey_finds_what_a_summary_does(rows, seed, broken):
     shape = layout.layout(b"\0\1", 2, 5, 0)
     task, w = shape.task.copy(), np.zeros(shape.size)
     task[layout.ROWS], task[-2:] = rows, (x.ctypes.data, y.ctypes.data)
-    same, done = w.copy(), compiled_run().call(layout.SURVEY, task.ctypes.data, w.ctypes.data)
-    with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
-        for a in (x, y):
-            patch.setitem(native.COLUMNS, a.ctypes.data, a)
-        assert driver.run(layout.SURVEY, task, same) == done == (broken is None)
+    same = w.copy()
+    done = compiled_run().call(layout.SURVEY, task.ctypes.data, w.ctypes.data)
+    assert done == (broken is None)
+    if rows < 600:
+        with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
+            for a in (x, y):
+                patch.setitem(native.COLUMNS, a.ctypes.data, a)
+            assert driver.run(layout.SURVEY, task, same) == done
+        assert not done or w.tobytes() == same.tobytes()
     if done:
-        assert w.tobytes() == same.tobytes()
         expected = summarize(ArraySource(x, y), ("x",), True, CpuBackend(1))  # noqa: FBT003
         named = (layout.GIVEN_SIGNAL, layout.SPREAD, layout.WEIGHT)
         assert [w[k] for k in named] == [expected.signal, expected.spread, expected.weight]

@@ -15,6 +15,7 @@ from nlsq_nb.backends.small.layout import (
 )
 from nlsq_nb.backends.small.moments import CENTRE, FOUND, PIECE, add
 from nlsq_nb.backends.small.native import Floats, Ints, column_value, native
+from nlsq_nb.core.layout import BLOCK
 
 __all__ = ["survey"]
 
@@ -22,18 +23,33 @@ LEAST = 2.2250738585072014e-308  # signal of which squares lose no digits
 
 
 @native
+def lost(a: float, b: float, total: float) -> float:
+    """What rounding took off a + b."""
+    rest = total - a
+    return (a - (total - rest)) + (b - rest)
+
+
+@native
 def survey(task: Ints, w: Floats) -> int:
-    """Fill the settings as `scan.summarize` finds them in one block; 0 where there is something to complain of."""
+    """Fill the settings as `scan.summarize` finds them; 0 where there is something to complain of."""
     rows, x, y = task[ROWS], task[TABLE], task[TABLE] + 1
     odd = 0.0
     for i in range(rows):
         odd += 0.0 * column_value(task, x, i)
     c = column_value(task, y, 0)
     w[CENTRE] = c
-    w[FOUND] = w[FOUND + 1] = w[FOUND + 2] = 0.0
-    for begin in range(0, rows, PIECE):
-        add(task, w, y, 0, begin, min(begin + PIECE, rows), FOUND)
-    twice, above, weight = w[FOUND], w[FOUND + 1], w[FOUND + 2]
+    twice = above = twice_low = above_low = 0.0
+    for block in range(0, rows, BLOCK):
+        w[FOUND] = w[FOUND + 1] = w[FOUND + 2] = 0.0
+        for begin in range(block, min(block + BLOCK, rows), PIECE):
+            add(task, w, y, 0, begin, min(begin + PIECE, block + BLOCK, rows), FOUND)
+        total = twice + w[FOUND]
+        twice_low += lost(twice, w[FOUND], total)
+        twice = total
+        total = above + w[FOUND + 1]
+        above_low += lost(above, w[FOUND + 1], total)
+        above = total
+    twice, above, weight = twice + twice_low, above + above_low, float(rows)
     signal = twice + 2.0 * c * above + c * c * weight
     if odd != 0.0 or not math.isfinite(signal) or signal < LEAST:
         return 0
