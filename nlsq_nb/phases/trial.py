@@ -86,13 +86,14 @@ def is_spent(state: FitState) -> bool:
     """Whether the residuals are what is left when the parameters, or terms that cancel, are rounded.
 
     Changing a parameter by one unit in its last place changes the residuals by eps |θ| times its column. With as many
-    parameters as rows nothing else is left, and a full step would always remove all of it.
+    parameters as rows nothing else is left, and a full step would always remove all of it; where there are more rows,
+    what it leaves tells.
     """
-    sse = sums_of(state).sse
-    if sse > _NOTHING * state.signal:
+    sums = sums_of(state)
+    if sums.n_rows > state.free.tolist().count(True) or sums.sse > _NOTHING * state.signal:
         return False
-    terms = np.abs(state.theta) * column_norms(sums_of(state).jtj)
-    return bool(sse <= (8.0 * _EPS * float(terms.max())) ** 2)
+    terms = np.abs(state.theta) * column_norms(sums.jtj)
+    return bool(sums.sse <= (8.0 * _EPS * float(terms.max())) ** 2)
 
 
 def first_radius(state: FitState, delta: Floats, norm: float, longest: float) -> float:

@@ -113,3 +113,15 @@ def test_small_residuals_that_are_not_rounding_are_fitted(way):
     best = np.linalg.lstsq(np.vander(x - 9.5, 4), y)[1][0]
     assert result.success
     assert result.sse == pytest.approx(best, rel=1e-3)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_with_more_points_rounding_is_no_excuse(way):
+    """Terms that cancel to a millionth hide an optimum that is hundreds of times lower."""
+    t = np.linspace(-1.0, 1.0, 10)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        y = np.polynomial.chebyshev.chebval(t, rng.normal(size=5)) + 1e-11 * rng.normal(size=10)
+        result = fitted((POLYNOMIALS[5], t + 20.0, y, np.ones(5)), **WAYS[way])
+        best = np.linalg.lstsq(np.vander(t, 5), y)[1][0]
+        assert not result.success or result.sse <= 1.05 * best, seed

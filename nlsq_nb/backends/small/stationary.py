@@ -15,6 +15,7 @@ from nlsq_nb.backends.small.layout import (
     NORMS,
     ORDER,
     PLACE,
+    ROWS,
     SCALES,
     SIGNAL,
     SSE,
@@ -62,6 +63,8 @@ def sees_all(task: Ints, w: Floats) -> bool:
 def is_spent(task: Ints, w: Floats) -> bool:
     """Whether the residuals are what rounding of the parameters leaves; see `trial.is_spent`."""
     here, term = task[HERE], 0.0
+    if task[ROWS] > task[P]:
+        return False
     for i in range(task[P]):
         term = max(term, abs(w[here + task[ORDER + i]]) * w[here + task[NORMS] + i])
     bar = 8.0 * EPS * term
