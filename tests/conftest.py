@@ -23,3 +23,4 @@ def _lasting_objects():
     """Thousands of tests and hundreds of compiled kernels make a collection take a second: set them apart."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000)  # Numba makes objects by the million: at 700 a twentieth of its time is theirs
