@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from nlsq_nb.backends.small import compiled_run, moments
 from nlsq_nb.backends.small.layout import MOMENTS
 from nlsq_nb.codegen.evaluate import evaluate
-from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram
+from nlsq_nb.codegen.ir import AnyProgram, Instruction, OpaqueProgram, Program
 from nlsq_nb.core.chunk import Chunk, address_of, on_host
 from nlsq_nb.core.columns import require_finite_column
 from nlsq_nb.core.layout import BLOCK
@@ -24,7 +23,6 @@ from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.core.whitening import Whitening
 from nlsq_nb.engines.spread import SpreadEngine, engine_over, spread_rows
 from nlsq_nb.errors import DataError, ModelError, NumericsError
-from nlsq_nb.models.symbolic import Model
 from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.sources.sample import sample
 
@@ -102,23 +100,25 @@ def summarize(source: Source, variables: Sequence[str], check: bool, backend: Ba
                 c, outputs = _centre(chunk), len(chunk.y)
                 if not few or not chunk.is_on_host:
                     into = Accumulator(1, 2)
-                    kernel = backend.compile(_constant(len(chunk.x), outputs), source.dtype)
+                    kernel = backend.compile(_constant(len(chunk.x), outputs, reads=check), source.dtype)
             n_rows += chunk.n_rows
-            known = _in_native_code(chunk, c) if into is None and native else None
-            if check and not (known is not None and known[1]):
-                _require_finite_x(labels, chunk, source, backend)
             if into is not None:
                 backend.reduce(kernel, backend.put(chunk, source.dtype), np.array([c]), 2, into)
-            else:
-                parts += _moments(chunk, c) if known is None else known[0]
+                continue
+            known = _in_native_code(chunk, c) if native else None
+            if check and not (known is not None and known[1]):
+                _require_finite_x(labels, chunk)
+            parts += _moments(chunk, c) if known is None else known[0]
         found = _added(parts) if into is None else _moments_of(into.result())
+        if check and into is not None and not math.isfinite(found[0]):
+            for chunk in source.chunks():
+                _require_finite_x(labels, chunk)
         return _summary(source, (n_rows, outputs), c, found, check)
 
 
-def _require_finite_x(labels: Sequence[str], chunk: Chunk, source: Source, backend: Backend) -> None:
+def _require_finite_x(labels: Sequence[str], chunk: Chunk) -> None:
     for label, column in zip(labels, chunk.x, strict=True):
-        if chunk.is_on_host or not _is_finite_there(column, source, backend):
-            require_finite_column(label, on_host(column), chunk.start)
+        require_finite_column(label, on_host(column), chunk.start)
 
 
 def _centre(chunk: Chunk) -> float:
@@ -131,7 +131,7 @@ def _summarize_there(source: Source, labels: Sequence[str], backend: Backend) ->
     """The same of rows on a cluster, which stay there."""
     row = next(iter(sample(source, [(0, 1)]).chunks()))
     c, outputs = _centre(row), len(row.y)
-    engine = engine_over(backend, _constant(len(row.x), outputs), source)
+    engine = engine_over(backend, _constant(len(row.x), outputs, reads=False), source)
     assert isinstance(engine, SpreadEngine)
     sums = engine.run(np.array([c]), 2, labels)
     with np.errstate(all="ignore"):
@@ -174,14 +174,6 @@ def whitened(summary: DataSummary, source: Source, whitening: Whitening) -> Data
     weight, apart = float(ones @ ones), float(ones @ above)
     spread = max(float(above @ above) - apart * (apart / weight), 0.0)
     return replace(summary, signal=float(whole @ whole), spread=spread, weight=weight)
-
-
-def _is_finite_there(column: Any, source: Source, backend: Backend) -> bool:
-    """Whether the values of a column on a device are finite: then so is their sum, found there."""
-    into, kernel = Accumulator(1, 1), backend.compile(_constant(1, 1), source.dtype)
-    alone = backend.put(Chunk(0, (column,), (column,)), source.dtype)
-    backend.reduce(kernel, alone, np.zeros(1), 1, into)
-    return math.isfinite(float(into.result().jtr[0]))
 
 
 def _in_native_code(chunk: Chunk, c: float) -> tuple[list[tuple[float, float, float]], bool] | None:
@@ -235,9 +227,14 @@ def _moments_of(sums: NormalSums) -> tuple[float, float, float]:
 
 
 @lru_cache(maxsize=16)
-def _constant(n_vars: int, n_outputs: int) -> AnyProgram:
-    """The model f = c of so many variables and outputs."""
-    return Model(["c"] * n_outputs, x=[f"x{k}" for k in range(n_vars)], params=("c",)).program
+def _constant(n_vars: int, n_outputs: int, *, reads: bool) -> AnyProgram:
+    """The model f = c of so many variables and outputs; one that reads x is f = c + Σ 0·x: nan unless x is finite."""
+    body, value = list[Instruction](), "p0"
+    for k in range(n_vars if reads else 0):
+        body += [Instruction(f"t{2 * k}", "mul", ("0.0", f"x{k}"))]
+        body += [Instruction(f"t{2 * k + 1}", "add", (value, f"t{2 * k}"))]
+        value = f"t{2 * k + 1}"
+    return Program(n_vars, 1, (), tuple(body), (value,) * n_outputs, (("1.0",),) * n_outputs)
 
 
 def _require_finite_outputs(source: Source) -> None:

@@ -381,7 +381,7 @@ def test_a_file_is_closed_when_a_result_has_read_it_again(path, what):
     elif what == "residuals":
         next(found.residual_chunks())
     else:
-        found._residuals.drawn(100)
+        found._of_the_data().drawn(100)
     assert held() == before
 
 
