@@ -149,10 +149,10 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     >>> popt.round(6).tolist()
     [3.0, 1.5, 0.5]
     """
-    rest = (sigma, method, jac, config, nan_policy, engine, callback, verbose)
-    flags = (absolute_sigma, check_finite, full_output)
+    rest = (method, jac, config, nan_policy, engine, callback, verbose)
+    flags = (type(absolute_sigma) is bool, check_finite, full_output)
     usual = bounds is _UNBOUNDED and not config_fields and _is_usual(rest, flags, loss, f_scale, backend)
-    result, stopped = _at_once(f, xdata, ydata, p0) if usual else (None, False)
+    result, stopped = _at_once((f, xdata, ydata, p0, sigma), absolute_sigma) if usual else (None, False)
     if result is not None:
         return result
     if verbose is not None or config is None:
@@ -198,13 +198,13 @@ def _is_usual(rest: tuple[Any, ...], flags: tuple[Any, ...], loss: Any, f_scale:
     """Whether all these are what they are by default."""
     if not all(given is None for given in rest) or not isinstance(f_scale, float):
         return False
-    return flags == (False, True, False) and (loss, f_scale, backend) == ("linear", 1.0, "auto")
+    return flags == (True, True, False) and (loss, f_scale, backend) == ("linear", 1.0, "auto")
 
 
-def _at_once(f: Any, x: Any, y: Any, p0: Any) -> tuple[FitResult | None, bool]:
+def _at_once(given: tuple[Any, ...], absolute_sigma: bool) -> tuple[FitResult | None, bool]:
     """The result of a plain fit, if it is one, and whether the user stopped it."""
     try:
-        return fit_plainly(f, x, y, p0), False
+        return fit_plainly(*given, absolute_sigma=absolute_sigma), False
     except KeyboardInterrupt:  # native code ends first; what is known is where the fit begins
         return None, True
 

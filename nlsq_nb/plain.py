@@ -1,4 +1,4 @@
-"""The arrays of plain fits, and phases 1 and 2 on them: of one column of x and one of y, with all options left alone.
+"""The arrays of plain fits, and phases 1 and 2 on them: of a column of x, one of y, and weights, with usual options.
 
 The steps are those of `in_native.NativePhases`, in the same native code on the same numbers.
 """
@@ -28,10 +28,12 @@ from nlsq_nb.native_run import NEWTON_STOPS, WARMUP_STOPS
 from nlsq_nb.phases.state import StopReason, WarmupStop
 from nlsq_nb.protocols import Backend
 from nlsq_nb.retold import MODES
+from nlsq_nb.sources.weights import weight_parts
 
 __all__ = ["OPTIMUM", "PlainPhases", "Prepared", "prepare"]
 
 Floats = NDArray[np.float64]
+Columns = tuple[Floats, ...]
 _FLOAT, _DOUBLE, _LONG = np.dtype(np.float64), ctypes.sizeof(ctypes.c_double), ctypes.c_int64
 _NOT_ASKED = WARMUP_STOPS.index(WarmupStop.NOT_ASKED)
 
@@ -76,7 +78,7 @@ class Prepared:
     linear: tuple[tuple[int, int], ...]
 
 
-def prepare(model: Model, options: Groups) -> Prepared | None:
+def prepare(model: Model, options: Groups, *, weighted: bool) -> Prepared | None:
     """What all plain fits of a model share.
 
     Parameters
@@ -85,6 +87,8 @@ def prepare(model: Model, options: Groups) -> Prepared | None:
         Any.
     options : Groups
         As they are by default.
+    weighted : bool
+        Whether the residuals have weights.
 
     Returns
     -------
@@ -96,11 +100,12 @@ def prepare(model: Model, options: Groups) -> Prepared | None:
     if plan is None or not plain or isinstance(model.program, OpaqueProgram):
         return None
     backend, one = get_backend(), np.zeros(1)
-    rows = backend.resident(backend.compile(model.program, _FLOAT), Chunk(0, (one,), (one,)))
+    chunk = Chunk(0, (one,), (one,), (one,) if weighted else None)
+    rows = backend.resident(backend.compile(model.program, _FLOAT), chunk)
     if rows is None or compiled_run() is None:
         return None
     separable = np.array([name in model.linear_params for name in model.params])
-    shape = at.layout(separable.tobytes(), 2, plan.warmup.memory, plan.asked[0])
+    shape = at.layout(separable.tobytes(), len(rows.columns), plan.warmup.memory, plan.asked[0])
     space, task = shape.space(), _LONG * len(shape.task)
     w = np.frombuffer(space, np.float64, shape.size)
     w[at.SETTINGS : at.WARM_START] = (plan.newton.tol, plan.newton.initial_radius, 0.0, math.inf, 0.0, 0.0, 0.0)
@@ -108,7 +113,7 @@ def prepare(model: Model, options: Groups) -> Prepared | None:
     w[shape.lower : shape.lower + p], w[shape.lower + p : shape.lower + 2 * p] = -math.inf, math.inf
     filled = task.from_buffer(space, shape.size * _DOUBLE)
     filled[:] = shape.task.tolist()
-    filled[: 4 + len(plan.asked)] = [rows.kernel, 0, 0, 0, *plan.asked]
+    filled[: 5 + len(plan.asked)] = [rows.kernel, 0, 0, 0, *plan.asked, weighted]
     bounds = np.full(p, -math.inf), np.full(p, math.inf)
     linear = tuple((k, packed_index(p, k, k)) for k in np.flatnonzero(separable).tolist())
     return Prepared(model, plan, backend, rows, shape, task, bytes(space), bounds, linear)
@@ -119,14 +124,14 @@ class _Run:
 
     __slots__ = ("_call", "_kept", "_place", "_task", "space", "task")
 
-    def __init__(self, known: Prepared, x: Floats, y: Floats, start: list[float], theta: list[float]) -> None:
+    def __init__(self, known: Prepared, columns: Columns, start: list[float], theta: list[float]) -> None:
         shape, p, entry = known.shape, len(start), compiled_run()
         assert entry is not None
         space = self.space = shape.space.from_buffer_copy(known.first)
         task = self.task = known.task.from_buffer(space, shape.size * _DOUBLE)
-        task[at.ROWS], task[-2], task[-1] = len(y), address_of(x), address_of(y)
+        task[at.ROWS], task[-len(columns) :] = len(columns[0]), [address_of(c) for c in columns]
         space[shape.one - 2 * p : shape.one + p] = [*[abs(value) or 1.0 for value in start], *start, *theta]
-        self._kept = (x, y)  # for as long as their addresses are used
+        self._kept = columns  # for as long as their addresses are used
         self._call, self._place = entry.call, ctypes.addressof(space)
         self._task = self._place + shape.size * _DOUBLE
 
@@ -152,8 +157,8 @@ class PlainPhases:
     ----------
     known : Prepared
         The model.
-    x, y : ndarray, shape (n,)
-        Contiguous float64.
+    columns : tuple of ndarray, each (n,)
+        x, y and, with weights, w; contiguous float64.
     start : list of float, length p
         p0, finite.
     drawn : Drawn
@@ -163,8 +168,8 @@ class PlainPhases:
     ----------
     space : ctypes array
         Where phase 2 ends.
-    signal, spread : float
-        Σ y² and Σ (y − mean)².
+    signal, spread, weight : float
+        Σ w y², Σ w (y − mean)² and Σ w.
     warmup : int
         How phase 1 ended, by its number in native code.
     warmed, found : list of float
@@ -175,9 +180,9 @@ class PlainPhases:
         Over all rows, and over the sample.
     """
 
-    def __init__(self, known: Prepared, x: Floats, y: Floats, start: list[float], drawn: Drawn) -> None:
-        self._known, self._x, self._y, self._start, self._drawn = known, x, y, start, drawn
-        self._run = _Run(known, x, y, start, start)
+    def __init__(self, known: Prepared, columns: Columns, start: list[float], drawn: Drawn) -> None:
+        self._known, self._columns, self._start, self._drawn = known, columns, start, drawn
+        self._run = _Run(known, columns, start, start)
         self.space = self._run.space
         self.passes = self.sample_passes = 0
 
@@ -186,7 +191,7 @@ class PlainPhases:
         run, sampled = self._run, self._drawn.part is not None and len(self._known.linear) < len(self._start)
         if run.go(at.SURVEY) == 0:
             return False
-        self.spread, self.signal = self.space[at.SPREAD], self.space[at.GIVEN_SIGNAL]
+        self.spread, self.signal, self.weight = (self.space[k] for k in (at.SPREAD, at.GIVEN_SIGNAL, at.WEIGHT))
         if sampled:  # layers 1 and 2 alone
             run.ask(0, 0, 0)
             run.task[at.LIMIT] = 0
@@ -238,9 +243,11 @@ class PlainPhases:
     def _over(self, rows: NDArray[np.int64], theta: list[float], size: float) -> _Run:
         """A run over a part of the rows, which layers 1 and 2 have nothing to say of."""
         known, all_of = self._known, self.space
-        run = _Run(known, self._x.take(rows), self._y.take(rows), self._start, theta)
-        share, w = len(rows) / len(self._y), run.space
-        w[at.GIVEN_SIGNAL], w[at.WEIGHT] = share * self.signal, share * all_of[at.WEIGHT]
+        x, y, *weights = columns = tuple(c.take(rows) for c in self._columns)
+        run = _Run(known, columns, self._start, theta)
+        share = sum(weight_parts(Chunk(0, (x,), (y,), tuple(weights) or None))) / self.weight
+        w = run.space
+        w[at.GIVEN_SIGNAL], w[at.WEIGHT] = share * self.signal, share * self.weight
         w[at.UNIT], w[at.VARIANCE], w[at.WARM_START] = all_of[at.UNIT], all_of[at.VARIANCE], OFF
         w[at.FIRST_STEPS : at.FIRST_STEPS + 4] = [size] * 4
         return run

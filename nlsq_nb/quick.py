@@ -1,4 +1,4 @@
-"""The plainest of small fits, `curve_fit(model, x, y, p0)`: nothing is made that only others need.
+"""The plainest of small fits, `curve_fit(model, x, y, p0, sigma)`: nothing is made that only others need.
 
 Its phases are those of `fit_directly`, in the same native code on the same numbers. What does not go
 smoothly (a doubt, a bad number, a singular system) begins anew on the general way, which says what is
@@ -42,6 +42,7 @@ from nlsq_nb.result import FitResult
 from nlsq_nb.retold import counted
 from nlsq_nb.scan import FEW, DataSummary
 from nlsq_nb.sources.retrying import RetryingSource
+from nlsq_nb.sources.weights import weights_from_sigma
 from nlsq_nb.stored import Behind
 
 __all__ = ["fit_plainly"]
@@ -49,12 +50,14 @@ __all__ = ["fit_plainly"]
 Floats = NDArray[np.float64]
 _FLOAT = np.dtype(np.float64)
 _KNOWN = 64  # models that are kept prepared
-
+_LEAST = 1e-150  # sigma whose square is a number, and one over it
 
 _prepared: dict[Any, Prepared | None] = {}
 
 
-def fit_plainly(f: Any, x: Any, y: Any, p0: Any) -> FitResult | None:
+def fit_plainly(
+    f: Any, x: Any, y: Any, p0: Any, sigma: Any = None, *, absolute_sigma: bool = False
+) -> FitResult | None:
     """Fit with all options as they are by default.
 
     Parameters
@@ -65,25 +68,36 @@ def fit_plainly(f: Any, x: Any, y: Any, p0: Any) -> FitResult | None:
         Contiguous float64, at most `scan.FEW` rows.
     p0 : tuple, list or ndarray, shape (p,)
         Start.
+    sigma : ndarray, shape (n,), optional
+        Standard deviations of y.
+    absolute_sigma : bool
+        Whether sigma is taken as it is.
 
     Returns
     -------
     FitResult or None
         None where it is no such fit, or one that others have to look at; nothing was done then.
     """
-    if not (_is_plain(x) and _is_plain(y) and len(x) == len(y) <= FEW):
+    if not (_is_plain(x) and _is_plain(y) and len(x) == len(y) <= FEW and (sigma is None or _is_usable(sigma, len(y)))):
         return None
     start = _numbers(p0)
-    known = None if start is None else _known(f)
+    known = None if start is None else _known(f, sigma is not None)
     if known is None or start is None or len(start) != known.shape.n_params >= 1 or len(y) <= len(start):
         return None
-    fit = _PlainFit(known, x, y, start)
+    fit = _PlainFit(known, (x, y), start, (sigma, absolute_sigma))
     return fit.result() if fit.goes_well() else None
 
 
 def _is_plain(column: Any) -> bool:
     """Whether an array can be read as it stands."""
     return type(column) is np.ndarray and column.dtype == _FLOAT and column.ndim == 1 and column.flags.c_contiguous
+
+
+def _is_usable(sigma: Any, rows: int) -> bool:
+    """Whether standard deviations can be read as they stand, and are far from the limits of float64."""
+    if not _is_plain(sigma) or len(sigma) != rows:
+        return False
+    return bool(sigma.min() > _LEAST and sigma.max() < 1.0 / _LEAST)
 
 
 def _numbers(p0: Any) -> list[float] | None:
@@ -100,29 +114,34 @@ def _numbers(p0: Any) -> list[float] | None:
     return start if all(map(math.isfinite, start)) else None
 
 
-def _known(f: Any) -> Prepared | None:
+def _known(f: Any, weighted: bool) -> Prepared | None:
     """What fits of a model share; None for models that are not plain."""
     if type(f) not in {Model, str}:
         return None
-    if f not in _prepared:
+    if (f, weighted) not in _prepared:
         if len(_prepared) >= _KNOWN:
             _prepared.clear()
         try:
             model = as_model(f, np.zeros(1), 1)
         except NlsqError:  # who knows the data says what is wrong
             return None
-        _prepared[f] = prepare(model, config_from(None, {"verbose": 0}))
-    return _prepared[f]
+        _prepared[f, weighted] = prepare(model, config_from(None, {"verbose": 0}), weighted=weighted)
+    return _prepared[f, weighted]
 
 
 class _PlainFit:
     """One fit; what else there is to tell of it is made when it is asked for."""
 
-    def __init__(self, known: Prepared, x: Floats, y: Floats, start: list[float]) -> None:
-        self.begin, o, n = stamp(), known.plan.options, len(y)
-        self.known, self.x, self.y, self.start = known, x, y, start
-        self.drawn = drawn_rows(n, len(start), o.warmup.sample_size, o.setup.seed)
-        self.phases = PlainPhases(known, x, y, start, self.drawn)
+    def __init__(
+        self, known: Prepared, data: tuple[Floats, Floats], start: list[float], errors: tuple[Floats | None, bool]
+    ) -> None:
+        self.begin, o = stamp(), known.plan.options
+        self.known, self.data, self.start = known, data, start
+        self.sigma, self.absolute = errors
+        self.columns = data if self.sigma is None else (*data, weights_from_sigma(self.sigma))
+        self.n = len(data[1])
+        self.drawn = drawn_rows(self.n, len(start), o.warmup.sample_size, o.setup.seed)
+        self.phases = PlainPhases(known, self.columns, start, self.drawn)
 
     def goes_well(self) -> bool:
         """Run phases 1 and 2; whether they end at an optimum that nothing speaks against."""
@@ -137,7 +156,7 @@ class _PlainFit:
     def _is_doubtful(self) -> bool:
         """Whether anything calls for a second opinion."""
         shape, ran, checked = self.known.shape, self.phases, self.drawn.checked
-        rows = len(self.y if checked is None else checked)
+        rows = self.n if checked is None else len(checked)
         w = self.w = np.frombuffer(ran.space, np.float64, shape.size)
         begin, middle = shape.one + shape.sums, shape.one + shape.sums + shape.n_sums
         self.popt = w[shape.one : shape.one + shape.n_params].copy()
@@ -150,13 +169,13 @@ class _PlainFit:
         if left.is_clear:
             return False
         with np.errstate(all="ignore"):
-            x, y = (c if checked is None else c.take(checked) for c in (self.x, self.y))
-            common = pattern_of(self.known.model.program, Chunk(0, (x,), (y,)), self.popt)
+            x, y, *v = self.columns if checked is None else (c.take(checked) for c in self.columns)
+            common = pattern_of(self.known.model.program, Chunk(0, (x,), (y,), tuple(v) or None), self.popt)
         return common is None or common > left.least_pattern(rows)
 
     def result(self) -> FitResult:
         """The numbers; counts what the defence layers did."""
-        known, phases, found, n, p = self.known, self.phases, self.phases.found, len(self.y), len(self.start)
+        known, phases, found, n, p = self.known, self.phases, self.phases.found, self.n, len(self.start)
         self.stamps = [self.begin, self.begin, self.between, self.after, stamp()]
         sink, model, stop = TelemetryObserver(get_defense_telemetry()), known.model, StopReason.RELATIVE_OFFSET
         warmup = WARMUP_STOPS[phases.warmup]
@@ -168,7 +187,7 @@ class _PlainFit:
         return FitResult(
             names=model.params,
             popt=self.popt,
-            pcov=inverse * (sse / (n - p)),
+            pcov=inverse * (1.0 if self.absolute else sse / (n - p)),
             success=True,
             status=stop,
             message=stop.value,
@@ -190,8 +209,8 @@ class _PlainFit:
             model_text=model.text,
             backend=known.backend.name,
             notes=model.notes,
-            absolute_sigma=False,
-            weight=float(n),
+            absolute_sigma=self.absolute,
+            weight=phases.weight,
             _behind=Behind(self.diagnose, self.residuals, self.refit),
             _model=model,
             _options=known.plan.options,
@@ -201,11 +220,12 @@ class _PlainFit:
     @cached_property
     def _fit(self) -> tuple[DirectFit, FitState]:
         """The fit as others know it, and its end."""
-        known, phases, n = self.known, self.phases, len(self.y)
-        call = FitCall(known.model, x=self.x, y=self.y, p0=self.start)
+        known, phases, n = self.known, self.phases, self.n
+        x, y = self.data
+        call = FitCall(known.model, x=x, y=y, p0=self.start, sigma=self.sigma, absolute_sigma=self.absolute)
         problem = read_problem(call, known.plan.options)
         problem = replace(problem, source=retrying(problem.source, known.plan.options))
-        summary = DataSummary(n, n, phases.signal, phases.spread, float(n))
+        summary = DataSummary(n, n, phases.signal, phases.spread, phases.weight)
         ran = Ran(phases.passes, phases.sample_passes, WARMUP_STOPS[phases.warmup], phases.warmed, phases.marks)
         fit = DirectFit(known.plan, problem, known.backend, summary, ran)
         fit.stamps = self.stamps
@@ -218,7 +238,7 @@ class _PlainFit:
         fit, end = self._fit
         options = self.known.plan.options
         checks, tol = options.checks, options.gauss_newton.tol
-        ending = Ending(len(self.y), absolute_sigma=False, method=checks.covariance_method, tol=tol)
+        ending = Ending(self.n, absolute_sigma=self.absolute, method=checks.covariance_method, tol=tol)
         return fit.diagnose(ending.outcome(end))
 
     def residuals(self) -> Residuals:
@@ -231,4 +251,4 @@ class _PlainFit:
     def refit(self) -> HeldFit:
         """What fits again with a parameter held."""
         fit, end = self._fit
-        return HeldFit(fit.problem, self.known.plan.options, self.known.backend, float(len(self.y)), end)
+        return HeldFit(fit.problem, self.known.plan.options, self.known.backend, self.phases.weight, end)

@@ -43,7 +43,7 @@ def fit(*args, way="phases", **kwargs):
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(api, "fit_plainly", lambda *given: None)
+        patch.setattr(api, "fit_plainly", no_plain_fit)
         patch.setattr(api, "fit_directly", whole)
         patch.setattr(stages, "advance", noted)
         if way == "steps":
@@ -53,6 +53,11 @@ def fit(*args, way="phases", **kwargs):
 
 
 direct, plain = api.fit_directly, api.fit_plainly
+
+
+def no_plain_fit(*given, **options):
+    """Leave all to the general way."""
+    return
 
 
 def close(a, b, tolerance):
@@ -133,15 +138,15 @@ def in_bits(result):
     return repr(values), told, rest, known["telemetry"].export_metrics(), result.fun.tobytes(), result.report()
 
 
-def same_in_bits(monkeypatch, model, x, y, start):
+def same_in_bits(monkeypatch, *given, **errors):
     """Compare a plain fit with the general way; whether it was one."""
     found = []
-    monkeypatch.setattr(api, "fit_plainly", lambda *given: found.append(plain(*given)) or found[-1])
+    monkeypatch.setattr(api, "fit_plainly", lambda *args, **more: found.append(plain(*args, **more)) or found[-1])
     counts = [get_defense_telemetry().export_metrics()]
-    mine = curve_fit(model, x, y, start)
+    mine = curve_fit(*given, **errors)
     counts.append(get_defense_telemetry().export_metrics())
-    monkeypatch.setattr(api, "fit_plainly", lambda *given: None)
-    other = curve_fit(model, x, y, start)
+    monkeypatch.setattr(api, "fit_plainly", no_plain_fit)
+    other = curve_fit(*given, **errors)
     counts.append(get_defense_telemetry().export_metrics())
     assert len(found) == 1
     assert in_bits(mine) == in_bits(other)
@@ -155,7 +160,8 @@ def same_in_bits(monkeypatch, model, x, y, start):
 def test_a_plain_fit_has_the_bits_of_the_general_way(seed, monkeypatch):
     (model, x, y, start), _ = drawn(seed)
     start[start == 0.0] = 0.1
-    same_in_bits(monkeypatch, model, x, y, start)
+    sigma = np.random.default_rng(seed).uniform(0.2, 5.0, len(x)) if seed % 3 == 0 else None
+    same_in_bits(monkeypatch, model, x, y, start, sigma=sigma, absolute_sigma=seed % 2 == 1)
 
 
 @pytest.mark.parametrize("start", [(1.0, 0.1, 5.0), (5.1, 0.505, 0.99), (1.0, 3.0, 0.0)])
@@ -164,6 +170,8 @@ def test_a_plain_fit_of_more_rows_has_them_too(rows, start, monkeypatch):
     x = np.linspace(0.0, 10.0, rows)
     y = 5.0 * np.exp(-0.5 * x) + 1.0 + np.random.default_rng(rows).normal(0.0, 0.1, rows)
     assert same_in_bits(monkeypatch, "a*exp(-b*x) + c", x, y, start)
+    sigma = 0.1 * np.linspace(1.0, 2.0, rows)
+    assert same_in_bits(monkeypatch, "a*exp(-b*x) + c", x, y, start, sigma=sigma, absolute_sigma=True)
 
 
 @pytest.mark.parametrize("text", ["a + b*x", "a*exp(-((x - m)/s)**2/2) + c"])
@@ -188,6 +196,7 @@ def test_most_plain_fits_are_quick():
         {"x": np.ma.masked_array(X)}, {"x": np.stack([X, X])}, {"x": X[1:]}, {"x": MANY, "y": np.sqrt(MANY)},
         {"y": np.zeros_like(X)}, {"y": np.full_like(X, np.inf)}, {"y": np.full_like(X, 1e-170)},
         {"y": np.random.default_rng(1).normal(size=len(X))}, {"y": 2.0 * np.exp(-0.5 * X)},
+        {"sigma": 0.1}, {"sigma": X}, {"sigma": X[1:]}, {"sigma": 1e-160 + X}, {"sigma": np.eye(60)},
         {"p0": None}, {"p0": {"a": 1.0, "b": 1.0}}, {"p0": [1.0]}, {"p0": [1.0, np.nan]}, {"p0": [1.0, 10**400]},
         {"p0": [1.0, -800.0]}, {"p0": ["1", "2"]}, {"p0": [1.0, 1j]}, {"p0": np.ones((1, 2))},
     ],

@@ -33,6 +33,7 @@ from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.scan import summarize
 from nlsq_nb.sources.arrays import ArraySource
+from nlsq_nb.sources.weights import weights_from_sigma
 
 X = np.linspace(0, 10, 60)
 NOISE = np.random.default_rng(0).normal(0, 0.05, X.size)
@@ -257,31 +258,37 @@ def test_moments_are_those_of_exact_sums_and_tell_of_x_that_is_not_finite(
     assert (found[moments.ODD] == 0.0) == (broken is None)
 
 
-@given(rows=st.integers(1, 9000), seed=st.integers(0, 99), broken=st.sampled_from([None, "x", "y", "small", "zero"]))
+@given(
+    rows=st.integers(1, 9000), seed=st.integers(0, 99), weighted=st.booleans(),
+    broken=st.sampled_from([None, "x", "y", "small", "zero"]),
+)  # fmt: skip
 @settings(max_examples=40)
-def test_a_survey_finds_what_a_summary_does(rows, seed, broken):
+def test_a_survey_finds_what_a_summary_does(rows, seed, weighted, broken):
     rng = np.random.default_rng(seed)
-    x, y = rng.normal(size=rows), rng.normal(1e3, 2.0, rows)
+    x, y, sigma = rng.normal(size=rows), rng.normal(1e3, 2.0, rows), rng.uniform(0.1, 9.0, rows)
     if broken in ("x", "y"):
         (x if broken == "x" else y)[seed % rows] = rng.choice([math.nan, math.inf])
     y *= {"small": 1e-160, "zero": 0.0}.get(broken, 1.0)
-    shape = layout.layout(b"\0\1", 2, 5, 0)
+    columns = (x, y, weights_from_sigma(sigma))[: 2 + weighted]
+    shape = layout.layout(b"\0\1", len(columns), 5, 0)
     task, w = shape.task.copy(), np.zeros(shape.size)
-    task[layout.ROWS], task[-2:] = rows, (x.ctypes.data, y.ctypes.data)
+    task[layout.ROWS], task[layout.WEIGHTED] = rows, weighted
+    task[-len(columns) :] = [c.ctypes.data for c in columns]
     same = w.copy()
     done = compiled_run().call(layout.SURVEY, task.ctypes.data, w.ctypes.data)
     assert done == (broken is None)
     if rows < 600:
         with pytest.MonkeyPatch.context() as patch, np.errstate(invalid="ignore"):
-            for a in (x, y):
+            for a in columns:
                 patch.setitem(native.COLUMNS, a.ctypes.data, a)
             assert driver.run(layout.SURVEY, task, same) == done
         assert not done or w.tobytes() == same.tobytes()
     if done:
-        expected = summarize(ArraySource(x, y), ("x",), True, CpuBackend(1))  # noqa: FBT003
+        source = ArraySource(x, y, sigma if weighted else None)
+        expected = summarize(source, ("x",), True, CpuBackend(1))  # noqa: FBT003
         named = (layout.GIVEN_SIGNAL, layout.SPREAD, layout.WEIGHT)
         assert [w[k] for k in named] == [expected.signal, expected.spread, expected.weight]
-        assert w[layout.VARIANCE] == expected.spread / rows
+        assert w[layout.VARIANCE] == expected.spread / expected.weight
         assert w[layout.UNIT] == NativePlan.unit_of(expected)
 
 

@@ -61,8 +61,9 @@ trial."""
     BY_PLATEAU,  # what may end the warm-up
     BY_GRADIENT,
     ADAPTS,  # whether layer 2 is on
-) = range(11)
-ASKED = 11
+    WEIGHTED,  # whether a survey finds weights behind y
+) = range(12)
+ASKED = 12
 (
     P,  # parameters
     M,  # linear ones among them
