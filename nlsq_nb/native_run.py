@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,7 +102,7 @@ class NativeRun:
         self._rows, self.stop, self.found = rows, 0, list[float]()
 
     @classmethod
-    def afterwards(cls, rows: Resident, shape: at.Layout, space: Any, stop: int) -> NativeRun:
+    def afterwards(cls, rows: Resident, shape: at.Layout, numbers: Floats, stop: int) -> NativeRun:
         """What phase 2 left in arrays that were filled elsewhere.
 
         Parameters
@@ -112,21 +111,19 @@ class NativeRun:
             The data.
         shape : Layout
             Where everything is.
-        space : ctypes array
-            Of `shape.space`.
+        numbers : ndarray
+            `w` without the log.
         stop : int
             How phase 2 ended.
 
         Returns
         -------
         NativeRun
-            As it is after `go`.
+            As it is after `go`; no phase runs on it.
         """
         run = object.__new__(cls)
-        run.shape, run._space, run._rows, run.stop = shape, space, rows, stop
-        run.w = np.frombuffer(space, np.float64, shape.size)
-        run.task = np.frombuffer(space, np.int64, offset=run.w.nbytes)
-        run.found = run.w[: at.RESULTS].tolist()
+        run.shape, run._rows, run.w, run.stop = shape, rows, numbers, stop
+        run.found = numbers[: at.RESULTS].tolist()
         return run
 
     def take_up(self, state: FitState) -> None:

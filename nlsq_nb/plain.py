@@ -166,8 +166,8 @@ class PlainPhases:
 
     Attributes
     ----------
-    space : ctypes array
-        Where phase 2 ends.
+    numbers : ndarray
+        Where phase 2 has ended, as `Layout` has it, without the log.
     signal, spread, weight : float
         Σ w y², Σ w (y − mean)² and Σ w.
     warmup : int
@@ -182,16 +182,17 @@ class PlainPhases:
 
     def __init__(self, known: Prepared, columns: Columns, start: list[float], drawn: Drawn) -> None:
         self._known, self._columns, self._start, self._drawn = known, columns, start, drawn
-        self._run = _Run(known, columns, start, start)
-        self.space = self._run.space
+        self._run: _Run | None = _Run(known, columns, start, start)
         self.passes = self.sample_passes = 0
 
     def warm(self) -> bool:
         """Look at the data and run phase 1; False where the fit is to begin anew elsewhere."""
-        run, sampled = self._run, self._drawn.part is not None and len(self._known.linear) < len(self._start)
+        run = self._run
+        assert run is not None
+        sampled = self._drawn.part is not None and len(self._known.linear) < len(self._start)
         if run.go(at.SURVEY) == 0:
             return False
-        self.spread, self.signal, self.weight = (self.space[k] for k in (at.SPREAD, at.GIVEN_SIGNAL, at.WEIGHT))
+        self.spread, self.signal, self.weight = (run.space[k] for k in (at.SPREAD, at.GIVEN_SIGNAL, at.WEIGHT))
         if sampled:  # layers 1 and 2 alone
             run.ask(0, 0, 0)
             run.task[at.LIMIT] = 0
@@ -199,24 +200,28 @@ class PlainPhases:
         self.warmed = run.found()
         self.passes = int(self.warmed[at.PASSES])
         self.marks = self._marks(run)
-        return self._on_sample() if sampled and self.warmup == _NOT_ASKED else self.warmup > 0
+        return self._on_sample(run) if sampled and self.warmup == _NOT_ASKED else self.warmup > 0
 
     def converge(self) -> bool:
         """Run phase 2; whether it ends at an optimum below p0."""
-        run = self._run
+        run, shape = self._run, self._known.shape
+        assert run is not None
         run.ask(1, 0, self._known.plan.newton.max_iterations)
         ended = run.go(at.GAUSS_NEWTON)
         self.found = run.found()
         self.passes += int(self.found[at.PASSES])
+        # results are kept by the thousand: the log and the rows of a sample go
+        self.numbers = np.frombuffer(run.space, np.float64, shape.log).copy()
+        self._run, self._columns = None, ()
         return ended == OPTIMUM and self.found[at.SSE] <= self.warmed[at.FIRST_SSE]
 
-    def _on_sample(self) -> bool:
+    def _on_sample(self, run: _Run) -> bool:
         """Phase 1 on few rows, phase 2 on the sample, layer 3 on all rows; see `NativePhases`."""
-        run, known, judged, drawn = self._run, self._known, self.warmed, self._drawn
+        known, judged, drawn = self._known, self.warmed, self._drawn
         most, p, one = known.plan.newton.max_iterations, len(self._start), known.shape.one
         assert drawn.few is not None
         size = getattr(known.plan.warmup.defense.sizes, MODES[int(judged[at.MODE])])
-        few = self._over(drawn.few, self._start, size)
+        few = self._over(drawn.few, self._start, size, run)
         few.task[at.ADAPTS] = 0
         self.warmup = few.go(at.LBFGS)
         self.warmed = few.found()
@@ -225,7 +230,7 @@ class PlainPhases:
         if self.warmup == 0:
             return False
         assert drawn.part is not None
-        part = self._over(drawn.part, few.space[one : one + p], size)
+        part = self._over(drawn.part, few.space[one : one + p], size, run)
         part.ask(0, 0, most)
         stop = NEWTON_STOPS[part.go(at.GAUSS_NEWTON)]
         self.sample_passes += int(part.space[at.PASSES])
@@ -233,22 +238,21 @@ class PlainPhases:
             return False
         run.ask(1, 1, most)
         log = known.shape.log
-        self.space[log + at.WIDTH : log + at.WIDTH + p] = part.space[one : one + p]
+        run.space[log + at.WIDTH : log + at.WIDTH + p] = part.space[one : one + p]
         seen = run.go(at.SCREENING)
-        self.passes += int(self.space[at.PASSES])
+        self.passes += int(run.space[at.PASSES])
         for k in (at.RELATIVE, at.MODE, at.FIRST_SSE):
             self.warmed[k] = judged[k]
-        return seen != 0 and self.space[log] <= self.space[at.RELAXED]
+        return seen != 0 and run.space[log] <= run.space[at.RELAXED]
 
-    def _over(self, rows: NDArray[np.int64], theta: list[float], size: float) -> _Run:
+    def _over(self, rows: NDArray[np.int64], theta: list[float], size: float, whole: _Run) -> _Run:
         """A run over a part of the rows, which layers 1 and 2 have nothing to say of."""
-        known, all_of = self._known, self.space
         x, y, *weights = columns = tuple(c.take(rows) for c in self._columns)
-        run = _Run(known, columns, self._start, theta)
+        run = _Run(self._known, columns, self._start, theta)
         share = sum(weight_parts(Chunk(0, (x,), (y,), tuple(weights) or None))) / self.weight
         w = run.space
         w[at.GIVEN_SIGNAL], w[at.WEIGHT] = share * self.signal, share * self.weight
-        w[at.UNIT], w[at.VARIANCE], w[at.WARM_START] = all_of[at.UNIT], all_of[at.VARIANCE], OFF
+        w[at.UNIT], w[at.VARIANCE], w[at.WARM_START] = whole.space[at.UNIT], whole.space[at.VARIANCE], OFF
         w[at.FIRST_STEPS : at.FIRST_STEPS + 4] = [size] * 4
         return run
 

@@ -138,26 +138,26 @@ class _PlainFit:
         self.begin, o = stamp(), known.plan.options
         self.known, self.data, self.start = known, data, start
         self.sigma, self.absolute = errors
-        self.columns = data if self.sigma is None else (*data, weights_from_sigma(self.sigma))
         self.n = len(data[1])
         self.drawn = drawn_rows(self.n, len(start), o.warmup.sample_size, o.setup.seed)
-        self.phases = PlainPhases(known, self.columns, start, self.drawn)
 
     def goes_well(self) -> bool:
         """Run phases 1 and 2; whether they end at an optimum that nothing speaks against."""
-        if not self.phases.warm():
+        columns = self.data if self.sigma is None else (*self.data, weights_from_sigma(self.sigma))
+        phases = self.phases = PlainPhases(self.known, columns, self.start, self.drawn)
+        if not phases.warm():
             return False
         self.between = stamp()
-        if not self.phases.converge():
+        if not phases.converge():
             return False
         self.after = stamp()
-        return 0.0 < self.phases.found[at.CONDITION] <= ILL and not self._is_doubtful()
+        return 0.0 < phases.found[at.CONDITION] <= ILL and not self._is_doubtful(columns)
 
-    def _is_doubtful(self) -> bool:
+    def _is_doubtful(self, columns: tuple[Floats, ...]) -> bool:
         """Whether anything calls for a second opinion."""
         shape, ran, checked = self.known.shape, self.phases, self.drawn.checked
         rows = self.n if checked is None else len(checked)
-        w = self.w = np.frombuffer(ran.space, np.float64, shape.size)
+        w = ran.numbers
         begin, middle = shape.one + shape.sums, shape.one + shape.sums + shape.n_sums
         self.popt = w[shape.one : shape.one + shape.n_params].copy()
         self.sums = w[begin:middle] + w[middle : middle + shape.n_sums]
@@ -169,7 +169,7 @@ class _PlainFit:
         if left.is_clear:
             return False
         with np.errstate(all="ignore"):
-            x, y, *v = self.columns if checked is None else (c.take(checked) for c in self.columns)
+            x, y, *v = columns if checked is None else (c.take(checked) for c in columns)
             common = pattern_of(self.known.model.program, Chunk(0, (x,), (y,), tuple(v) or None), self.popt)
         return common is None or common > left.least_pattern(rows)
 
@@ -183,7 +183,7 @@ class _PlainFit:
         for event in counted(known.plan.warmup, warmup, phases.warmed, phases.marks):
             sink(event)
         sse = found[at.SSE]
-        inverse = self.w[known.shape.inverse : known.shape.inverse + p * p].reshape(p, p)
+        inverse = phases.numbers[known.shape.inverse : known.shape.inverse + p * p].reshape(p, p)
         return FitResult(
             names=model.params,
             popt=self.popt,
@@ -230,7 +230,7 @@ class _PlainFit:
         fit = DirectFit(known.plan, problem, known.backend, summary, ran)
         fit.stamps = self.stamps
         rows = replace(known.rows, n_rows=n)
-        run = NativeRun.afterwards(rows, known.shape, phases.space, OPTIMUM)
+        run = NativeRun.afterwards(rows, known.shape, phases.numbers, OPTIMUM)
         return fit, reached(run, fit.state, phases.warmed[at.FIRST_SSE])
 
     def diagnose(self) -> dict[str, Any]:
