@@ -196,9 +196,9 @@ def _in_full(result: FitResult, problem: Problem) -> tuple[Any, ...]:
 
 def _is_usual(rest: tuple[Any, ...], flags: tuple[Any, ...], loss: Any, f_scale: Any, backend: Any) -> bool:
     """Whether all these are what they are by default."""
-    if not all(given is None for given in rest) or not isinstance(f_scale, float):
-        return False
-    return flags == (True, True, False) and (loss, f_scale, backend) == ("linear", 1.0, "auto")
+    given, kinds = (*flags, f_scale, loss, backend), (bool, bool, bool, float, str, str)  # arrays have no one truth
+    plain = all(each is None for each in rest) and all(map(isinstance, given, kinds))
+    return plain and given == (True, True, False, 1.0, "linear", "auto")
 
 
 def _at_once(given: tuple[Any, ...], absolute_sigma: bool) -> tuple[FitResult | None, bool]:

@@ -42,6 +42,7 @@ from nlsq_nb.result import FitResult
 from nlsq_nb.retold import counted
 from nlsq_nb.scan import FEW, DataSummary
 from nlsq_nb.sources.retrying import RetryingSource
+from nlsq_nb.sources.rows import is_ready
 from nlsq_nb.sources.weights import weights_from_sigma
 from nlsq_nb.stored import Behind
 
@@ -52,7 +53,7 @@ _FLOAT = np.dtype(np.float64)
 _KNOWN = 64  # models that are kept prepared
 _LEAST = 1e-150  # sigma whose square is a number, and one over it
 
-_prepared: dict[Any, Prepared | None] = {}
+_prepared: dict[tuple[str | int, bool], tuple[Model | str, Prepared | None]] = {}  # by text, or the id of a model
 
 
 def fit_plainly(
@@ -84,13 +85,14 @@ def fit_plainly(
     known = None if start is None else _known(f, sigma is not None)
     if known is None or start is None or len(start) != known.shape.n_params >= 1 or len(y) <= len(start):
         return None
-    fit = _PlainFit(known, (x, y), start, (sigma, absolute_sigma))
-    return fit.result() if fit.goes_well() else None
+    with np.errstate(all="ignore"):
+        fit = _PlainFit(known, (x, y), start, (sigma, absolute_sigma))
+        return fit.result() if fit.goes_well() else None
 
 
 def _is_plain(column: Any) -> bool:
     """Whether an array can be read as it stands."""
-    return type(column) is np.ndarray and column.dtype == _FLOAT and column.ndim == 1 and column.flags.c_contiguous
+    return type(column) is np.ndarray and column.ndim == 1 and is_ready(column, _FLOAT)
 
 
 def _is_usable(sigma: Any, rows: int) -> bool:
@@ -107,7 +109,7 @@ def _numbers(p0: Any) -> list[float] | None:
     elif type(p0) in {tuple, list} and all(isinstance(value, (float, int)) for value in p0):
         try:
             start = [float(value) for value in p0]
-        except OverflowError:
+        except (TypeError, ValueError, OverflowError):
             return None
     else:
         return None
@@ -118,15 +120,18 @@ def _known(f: Any, weighted: bool) -> Prepared | None:
     """What fits of a model share; None for models that are not plain."""
     if type(f) not in {Model, str}:
         return None
-    if (f, weighted) not in _prepared:
+    key = (f if isinstance(f, str) else id(f), weighted)  # equal models may have other notes
+    known = _prepared.get(key)
+    if known is None:
         if len(_prepared) >= _KNOWN:
             _prepared.clear()
         try:
             model = as_model(f, np.zeros(1), 1)
         except NlsqError:  # who knows the data says what is wrong
             return None
-        _prepared[f, weighted] = prepare(model, config_from(None, {"verbose": 0}), weighted=weighted)
-    return _prepared[f, weighted]
+        known = f, prepare(model, config_from(None, {"verbose": 0}), weighted=weighted)
+        _prepared[key] = known  # while f lives, so does its id
+    return known[1]
 
 
 class _PlainFit:
@@ -168,9 +173,8 @@ class _PlainFit:
             return True
         if left.is_clear:
             return False
-        with np.errstate(all="ignore"):
-            x, y, *v = columns if checked is None else (c.take(checked) for c in columns)
-            common = pattern_of(self.known.model.program, Chunk(0, (x,), (y,), tuple(v) or None), self.popt)
+        x, y, *v = columns if checked is None else (c.take(checked) for c in columns)
+        common = pattern_of(self.known.model.program, Chunk(0, (x,), (y,), tuple(v) or None), self.popt)
         return common is None or common > left.least_pattern(rows)
 
     def result(self) -> FitResult:
@@ -227,11 +231,12 @@ class _PlainFit:
         problem = replace(problem, source=retrying(problem.source, known.plan.options))
         summary = DataSummary(n, n, phases.signal, phases.spread, phases.weight)
         ran = Ran(phases.passes, phases.sample_passes, WARMUP_STOPS[phases.warmup], phases.warmed, phases.marks)
-        fit = DirectFit(known.plan, problem, known.backend, summary, ran)
-        fit.stamps = self.stamps
         rows = replace(known.rows, n_rows=n)
         run = NativeRun.afterwards(rows, known.shape, phases.numbers, OPTIMUM)
-        return fit, reached(run, fit.state, phases.warmed[at.FIRST_SSE])
+        with np.errstate(all="ignore"):
+            fit = DirectFit(known.plan, problem, known.backend, summary, ran)
+            fit.stamps = self.stamps
+            return fit, reached(run, fit.state, phases.warmed[at.FIRST_SSE])
 
     def diagnose(self) -> dict[str, Any]:
         """`streaming_diagnostics`."""
@@ -239,7 +244,8 @@ class _PlainFit:
         options = self.known.plan.options
         checks, tol = options.checks, options.gauss_newton.tol
         ending = Ending(self.n, absolute_sigma=self.absolute, method=checks.covariance_method, tol=tol)
-        return fit.diagnose(ending.outcome(end))
+        with np.errstate(all="ignore"):
+            return fit.diagnose(ending.outcome(end))
 
     def residuals(self) -> Residuals:
         """What computes them."""

@@ -1,5 +1,6 @@
 """Fits in native code and step by step: the same paths, events and results."""
 
+import pickle
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from nlsq_nb import HybridStreamingConfig, Model, api, compiled, curve_fit, stages
+from nlsq_nb import HybridStreamingConfig, Model, api, compiled, curve_fit, quick, stages
 from nlsq_nb.errors import NlsqError
 from nlsq_nb.observe.telemetry import get_defense_telemetry
 from nlsq_nb.phases.gauss_newton import GaussNewton
@@ -183,6 +184,35 @@ def test_a_plain_fit_of_a_sample_has_them_for_other_models(text, monkeypatch):
     assert same_in_bits(monkeypatch, model, x, y, 1.5 * truth)
 
 
+def test_equal_models_keep_their_own_notes(monkeypatch):
+    model, y = Model("a*e**(-b*x) + c"), DECAY + NOISE
+    read = pickle.loads(pickle.dumps(model))
+    assert read == model
+    assert [len(curve_fit(each, X, y, (4.0, 0.4, 1.0)).notes) for each in (model, read, model)] == [1, 0, 1]
+    assert same_in_bits(monkeypatch, read, X, y, (4.0, 0.4, 1.0))
+
+
+def test_models_beyond_those_that_are_kept_are_read_anew(monkeypatch):
+    monkeypatch.setattr(quick, "_prepared", {})
+    models = [Model("a*exp(-b*x) + c") for _ in range(70)]
+    found = {curve_fit(each, X, DECAY + NOISE, (4.0, 0.4, 1.0)).popt.tobytes() for each in models + models}
+    assert len(found) == 1
+    assert 0 < len(quick._prepared) <= 64
+
+
+def test_plain_fits_follow_no_error_state_of_numpy(monkeypatch):
+    y = 1e-150 * (3.0 * X + np.random.default_rng(0).normal(0.0, 0.01, X.size))
+    with np.errstate(all="raise"):  # squares, and the variance, are below the smallest normal number
+        assert same_in_bits(monkeypatch, "a*x", X, y, (3e-150,))
+
+
+class Refusing(float):
+    """A number that is none."""
+
+    def __float__(self):
+        raise ValueError("no")
+
+
 def test_most_plain_fits_are_quick():
     found = [plain(model, x, y, start) for (model, x, y, start), _ in map(drawn, range(40))]
     assert sum(result is not None for result in found) >= 25
@@ -193,6 +223,7 @@ def test_most_plain_fits_are_quick():
     [
         {"f": lambda x, a, b: a * np.exp(-b * x)}, {"f": ["a*x", "b*x"]}, {"f": "a*exp(-b*x) + q*z"},
         {"x": X.astype(np.float32)}, {"x": X.tolist()}, {"x": X[::-1]}, {"x": np.full_like(X, np.nan)},
+        {"x": np.frombuffer(b"-" + X.tobytes(), offset=1)}, {"p0": [1.0, Refusing(1.0)]},
         {"x": np.ma.masked_array(X)}, {"x": np.stack([X, X])}, {"x": X[1:]}, {"x": MANY, "y": np.sqrt(MANY)},
         {"y": np.zeros_like(X)}, {"y": np.full_like(X, np.inf)}, {"y": np.full_like(X, 1e-170)},
         {"y": np.random.default_rng(1).normal(size=len(X))}, {"y": 2.0 * np.exp(-0.5 * X)},
