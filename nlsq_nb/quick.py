@@ -142,7 +142,8 @@ class _PlainFit:
     ) -> None:
         self.begin, o = stamp(), known.plan.options
         self.known, self.data, self.start = known, data, start
-        self.sigma, self.absolute = errors
+        sigma, self.absolute = errors
+        self.sigma = None if sigma is None else sigma.copy()  # the fit's own, as weights are on the general way
         self.n = len(data[1])
         self.drawn = drawn_rows(self.n, len(start), o.warmup.sample_size, o.setup.seed)
 

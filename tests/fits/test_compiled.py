@@ -192,6 +192,14 @@ def test_equal_models_keep_their_own_notes(monkeypatch):
     assert same_in_bits(monkeypatch, read, X, y, (4.0, 0.4, 1.0))
 
 
+def test_standard_deviations_may_be_written_over_after_a_fit():
+    sigma = np.full(X.size, 0.1)
+    result = curve_fit("a*exp(-b*x) + c", X, DECAY + NOISE, (4.0, 0.4, 1.0), sigma)
+    sigma[:] = np.nan
+    assert np.isclose(((result.fun / 0.1) ** 2).sum(), result.sse)
+    assert result.streaming_diagnostics["data_passes"] > 1
+
+
 def test_models_beyond_those_that_are_kept_are_read_anew(monkeypatch):
     monkeypatch.setattr(quick, "_prepared", {})
     models = [Model("a*exp(-b*x) + c") for _ in range(70)]
