@@ -97,7 +97,7 @@ def _is_plain(column: Any) -> bool:
 
 def _is_usable(sigma: Any, rows: int) -> bool:
     """Whether standard deviations can be read as they stand, and are far from the limits of float64."""
-    if not _is_plain(sigma) or len(sigma) != rows:
+    if not _is_plain(sigma) or not len(sigma) == rows > 0:
         return False
     return bool(sigma.min() > _LEAST and sigma.max() < 1.0 / _LEAST)
 

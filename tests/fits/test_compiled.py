@@ -236,6 +236,7 @@ def test_most_plain_fits_are_quick():
         {"y": np.zeros_like(X)}, {"y": np.full_like(X, np.inf)}, {"y": np.full_like(X, 1e-170)},
         {"y": np.random.default_rng(1).normal(size=len(X))}, {"y": 2.0 * np.exp(-0.5 * X)},
         {"sigma": 0.1}, {"sigma": X}, {"sigma": X[1:]}, {"sigma": 1e-160 + X}, {"sigma": np.eye(60)},
+        {"x": X[:0], "y": X[:0], "sigma": X[:0]},
         {"p0": None}, {"p0": {"a": 1.0, "b": 1.0}}, {"p0": [1.0]}, {"p0": [1.0, np.nan]}, {"p0": [1.0, 10**400]},
         {"p0": [1.0, -800.0]}, {"p0": ["1", "2"]}, {"p0": [1.0, 1j]}, {"p0": np.ones((1, 2))},
     ],
