@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
 Floats = NDArray[np.float64]
 _INLINE = 1e-4  # seconds of work; handing a share to another thread and back takes about half of it
-_SHARES = 16  # per thread: the last one to end keeps the others waiting for 1/32 on average
+_LEAST_SHARE = 16  # of a thread's part: the last one to end keeps the others waiting for 1/32 on average
 _STATES = 1 << 24  # bytes of sums of segments held at a time
 _PER_OPERATION = 1e-10  # seconds of one thread, vectorised
 _TRIANGLES = 256  # blocks whose triangles are held at a time
@@ -232,22 +233,21 @@ class CpuBackend:
     def _spread(self, work: Callable[[int, int], None], count: int, seconds: float) -> None:
         """Do `work(first, stop)` for all of range(count): in threads if it takes so long that they pay.
 
-        Threads take what is left piece by piece, so that one that is slow does not hold up the rest.
+        Threads take what is left share by share, so that one that is slow does not hold up the rest.
         """
         threads = min(self.n_threads, count)
         if threads <= 1 or seconds < _INLINE:
             work(0, count)
             return
-        step = -(-count // (threads * _SHARES))
-        waiting = deque(range(0, count, step))
+        waiting = deque(pairwise(_shares(count, threads)))
 
         def run() -> None:
             while waiting:
                 try:
-                    first = waiting.popleft()
+                    share = waiting.popleft()
                 except IndexError:  # another thread was faster
                     return
-                work(first, min(first + step, count))
+                work(*share)
 
         futures = [self._threads().submit(run) for _ in range(threads - 1)]
         try:
@@ -263,6 +263,18 @@ class CpuBackend:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
             return self._pool
+
+
+def _shares(count: int, threads: int) -> list[int]:
+    """Edges of the shares of threads that take what is left in turn: large ones first, since each costs a handover.
+
+    Guided self-scheduling: Polychronopoulos & Kuck 1987, IEEE Trans. Comput. C-36, 1425.
+    """
+    edges, least = [0], -(-count // (threads * _LEAST_SHARE))
+    while edges[-1] < count:
+        left = count - edges[-1]
+        edges.append(edges[-1] + min(left, max(least, left // threads)))
+    return edges
 
 
 def _over(
