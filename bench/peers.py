@@ -48,11 +48,11 @@ def nlsq_nb_on(threads: int | None) -> Callable[..., Fit]:
     def prepare(problem: Problem, x: np.ndarray, y: np.ndarray, p0: tuple[float, ...]) -> Fit:
         from nlsq_nb import curve_fit
 
-        model, passes = problem.model, 0
+        model, passes, options = problem.model, 0, {} if threads is None else {"n_threads": threads}
 
         def fit():
             nonlocal passes
-            result = curve_fit(model, x, y, p0=p0, n_threads=threads)
+            result = curve_fit(model, x, y, p0=p0, **options)
             passes = result.nfev
             return result.popt
 
