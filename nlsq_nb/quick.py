@@ -157,7 +157,15 @@ class _PlainFit:
         if not phases.converge():
             return False
         self.after = stamp()
-        return 0.0 < phases.found[at.CONDITION] <= ILL and not self._is_doubtful(columns)
+        return 0.0 < phases.found[at.CONDITION] <= ILL and not self._is_doubtful(columns) and self._has_errors()
+
+    def _has_errors(self) -> bool:
+        """Whether all variances are numbers."""
+        phases, p = self.phases, len(self.start)
+        begin = self.known.shape.inverse
+        variance = 1.0 if self.absolute else phases.found[at.SSE] / (self.n - p)
+        self.pcov = phases.numbers[begin : begin + p * p].reshape(p, p) * variance
+        return all(map(math.isfinite, self.pcov.diagonal().tolist()))
 
     def _is_doubtful(self, columns: tuple[Floats, ...]) -> bool:
         """Whether anything calls for a second opinion."""
@@ -188,11 +196,10 @@ class _PlainFit:
         for event in counted(known.plan.warmup, warmup, phases.warmed, phases.marks):
             sink(event)
         sse = found[at.SSE]
-        inverse = phases.numbers[known.shape.inverse : known.shape.inverse + p * p].reshape(p, p)
         return FitResult(
             names=model.params,
             popt=self.popt,
-            pcov=inverse * (1.0 if self.absolute else sse / (n - p)),
+            pcov=self.pcov,
             success=True,
             status=stop,
             message=stop.value,

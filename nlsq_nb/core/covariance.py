@@ -103,11 +103,12 @@ def covariance_of_inverse(inverse: Floats, condition: float, free: Mask, varianc
         As from `covariance`, to rounding.
     """
     weak = np.zeros(len(free), np.bool_)
-    if math.isfinite(variance):
-        matrix = inverse * variance
-        if all(map(math.isfinite, matrix.diagonal().tolist())):
-            return Covariance(matrix, weak, condition)
-    return _marked(inverse.copy(), weak, free, variance, condition)
+    known = math.isfinite(variance)
+    with np.errstate(over="ignore"):
+        matrix = inverse * (variance if known else 1.0)
+    if known and all(map(math.isfinite, matrix.diagonal().tolist())):
+        return Covariance(matrix, weak, condition)
+    return _marked(matrix, weak, free, variance, condition)
 
 
 def covariance_of_triangle(

@@ -773,3 +773,15 @@ def test_x_of_any_size():
         result = curve_fit(DECAY, X * size, Y, [2, 1 / size, 0])
         assert result.success
         np.testing.assert_allclose(result.popt * [1, size, 1], curve_fit(DECAY, X, Y, P0).popt, rtol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{}, {"verbose": 1}, {"backend": "reference"}])
+def test_a_variance_beyond_float64_is_infinite_and_the_others_are_right(options):
+    x = np.linspace(0.0, 10.0, 60)
+    y = 5.0 * np.exp(-0.5 * x) + np.random.default_rng(0).normal(0.0, 0.05, 60)
+    usual = curve_fit("a*exp(-b*x)", x, y, (4.0, 0.4))
+    with pytest.warns(CovarianceWarning, match=r"for a\b"):
+        huge = curve_fit("a*1e-12*exp(-b*x)", x, y * 1e150, (4e162, 0.4), **options)
+    assert huge.success
+    assert huge.perr[0] == np.inf
+    assert huge.perr[1] == pytest.approx(usual.perr[1], rel=1e-6)
