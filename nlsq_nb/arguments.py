@@ -265,7 +265,7 @@ def read_bounds(bounds: Any, model: Model) -> tuple[Floats, Floats]:
 def _fault(low: float, high: float) -> str:
     """What is wrong with the bounds of a parameter."""
     if math.isnan(low) or math.isnan(high):
-        return " are nan"
+        return " are nan; give numbers, or None for no bound"
     if low == math.inf or high == -math.inf:
         return f": no number is within [{low}, {high}]; lower -inf and upper inf (or None) mean no bound"
     return f": lower {low} is not below upper {high}"
