@@ -53,7 +53,7 @@ Found = tuple[FitState, list[Event], int]
 
 
 def advance(
-    phase: Phase[FitState], state: FitState, objective: DataObjective, tell: bool
+    phase: Phase[FitState], state: FitState, objective: DataObjective, tell: bool, rows: Resident | None = None
 ) -> tuple[FitState, list[Event]] | None:
     """Run a phase to its end.
 
@@ -64,9 +64,11 @@ def advance(
     state : FitState
         What the phase begins with.
     objective : DataObjective
-        Its rows must be few and in memory; counts the passes.
+        Its rows must be few and in memory, or given beside it; counts the passes.
     tell : bool
         Whether the events of every step are wanted, or only those that are counted.
+    rows : Resident, optional
+        Its rows.
 
     Returns
     -------
@@ -75,7 +77,7 @@ def advance(
     """
     if objective.sample is not objective or not is_eligible(phase, state):
         return None
-    rows = objective.resident()
+    rows = rows or objective.resident()
     if rows is None:
         return None
     if isinstance(phase, GaussNewton):

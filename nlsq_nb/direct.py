@@ -1,5 +1,6 @@
-"""A small fit that nobody watches: its phases in native code, and nothing around them but the result.
+"""A fit that nobody watches: its phases in native code, and nothing around them but the result.
 
+Few rows in memory are summed there too; of more, or of rows elsewhere, native code asks for a pass.
 `Fit` runs the same phases behind observers, checkpoints and every option, and takes what native code
 gives up. What is told about a fit (history, telemetry) is put together here when it is first asked for.
 """
@@ -9,16 +10,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
 from nlsq_nb.compiled import LEFT_OUT, advance, is_eligible
 from nlsq_nb.config.groups import Groups
+from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.drawn import sample_of, thinned
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
+from nlsq_nb.engines.spread import SpreadEngine, engine_over
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.in_native import NativePhases, NativePlan, Ran, plan_of
@@ -39,8 +45,11 @@ from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
 from nlsq_nb.scan import DataSummary, summarize
+from nlsq_nb.whole import WholePasses
 
 __all__ = ["DirectFit", "fit_directly", "stamp"]
+
+Floats = NDArray[np.float64]
 
 
 def fit_directly(
@@ -62,8 +71,8 @@ def fit_directly(
     Returns
     -------
     FitResult or None
-        None where the fit is for `Fit`: something watches it, the loss is robust, there are many rows or
-        parameters, the warm-up gave up, or the fit ended above its start.
+        None where the fit is for `Fit`: something watches it, the loss is robust, there are many
+        parameters, the warm-up gave up, rows could not be read, or the fit ended above its start.
 
     Raises
     ------
@@ -77,17 +86,19 @@ def fit_directly(
     if isinstance(problem.model.program, OpaqueProgram):
         return None
     source = retrying(problem.source, options)
-    if source.n_rows > RESIDENT_ROWS:
-        return None
     given = (problem.p0, problem.bounds, problem.absolute_sigma)
     with np.errstate(all="ignore"):
         fit = DirectFit(plan, Problem(problem.model, source, *given), backend)
-        outcome = fit.run(warms_up)
+        outcome = None if source.revision else fit.run(warms_up)
     if outcome is None:
         return None
     warn_of(problem.model, outcome, depth=4)
     observed = Observed(fit.passes, fit.steps_to(outcome), backend, lambda: fit.diagnose(outcome))
     return result_of(fit.problem, source, options, outcome, fit.summary, observed, fit.notes())
+
+
+class _Changed(Exception):
+    """Rows could not be read, or weigh something else."""
 
 
 class DirectFit:
@@ -132,24 +143,22 @@ class DirectFit:
         self._opinion: list[Event] = []
         self._counted: dict[bool, DataObjective] = {}
         self._phases = ran or Ran()
+        self._warms_up = True
 
     def run(self, warms_up: bool) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
-        plan, state, source = self._plan, self.state, self.problem.source
-        if not is_eligible(plan.newton, state):
-            return None
-        part = sample_of(self.problem, plan.options) if warms_up else source
-        engine, smaller = self._engine_over, () if part is source else (thinned(part, plan.options), part)
-        phases = NativePhases(plan, state, self.summary, engine(source), tuple(map(engine, smaller)))
-        self._phases = phases
-        self.stamps.append(stamp())
-        if warms_up and not phases.warm():
+        options, source, self._warms_up = self._plan.options, self.problem.source, warms_up
+        part = sample_of(self.problem, options) if warms_up else source
+        if not is_eligible(self._plan.newton, self.state) or source.n_rows > part.n_rows > RESIDENT_ROWS:
             return None
         self.stamps.append(stamp())
-        end = phases.converge()
-        if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
+        try:
+            with WholePasses(self._one_pass, len(self.state.theta), source.n_rows) as whole:
+                end = self._iterated(part, warms_up, whole)
+        except _Changed:
             return None
-        end = self._seconded(end, part, warms_up)
+        if end is None:
+            return None
         self.stamps.append(stamp())
         outcome = self._concluded(end)
         self.stamps.append(stamp())
@@ -159,16 +168,57 @@ class DirectFit:
                 sink(event)
         return outcome
 
-    def _seconded(self, end: FitState, part: Source, warms_up: bool) -> FitState:
+    def _iterated(self, part: Source, warms_up: bool, whole: WholePasses) -> FitState | None:
+        """Phases 1 and 2; as far as they came where the user stopped them, None to begin anew in `Fit`."""
+        plan, source = self._plan, self.problem.source
+        smaller = () if part is source else (thinned(part, plan.options), part)
+        rows = self._engine.resident() or whole.resident
+        objective = self._objective(source)
+        phases = NativePhases(plan, self.state, self.summary, objective, rows, tuple(map(self._engine_over, smaller)))
+        self._phases = phases
+        try:
+            if warms_up and not phases.warm():
+                return self._left_by(whole)
+            self.stamps.append(stamp())
+            end = phases.converge()
+        except KeyboardInterrupt as stopped:
+            whole.failure = stopped
+            end = None
+        if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
+            return self._left_by(whole)
+        return self._seconded(end, part, warms_up, whole, rows)
+
+    def _left_by(self, whole: WholePasses) -> FitState | None:
+        """What there is where native code gave up."""
+        if whole.failure is None:
+            return None
+        if whole.best is None or whole.first is None or not isinstance(whole.failure, KeyboardInterrupt):
+            raise whole.failure
+        self.stamps += [stamp()] * (3 - len(self.stamps))  # in phase 1
+        theta, sums = whole.best
+        return self.state.having(theta=theta, sums=sums, first_sse=whole.first.sse, stop=StopReason.INTERRUPTED)
+
+    def _one_pass(self, theta: Floats) -> NormalSums:
+        """Over all rows, for native code."""
+        sums = self._engine.run(theta, 2)
+        if self.problem.source.revision:  # some could not be read: what was known of the data is of others
+            raise _Changed
+        return sums
+
+    def _seconded(
+        self, end: FitState, part: Source, warms_up: bool, whole: WholePasses, rows: Resident
+    ) -> FitState:
         """The answer, or where a second opinion led; as `Fit` has it."""
         options, stands, given = self._plan.options, False, (self.summary.spread, warms_up)
         try:
             while not stands and (look := look_at(self.problem, options, end, part, *given)) is not None:
-                whole = self._objective(part)
-                start = second_opinion(self.problem, options, self._backend, end, whole, look, self._opinion.append)
+                objective, tell = self._objective(part), self._opinion.append
+                start = second_opinion(self.problem, options, self._backend, end, objective, look, tell)
                 if start is None:
                     break
-                found = advance(self._plan.newton, start, self._objective(self.problem.source), tell=False)
+                found = advance(self._plan.newton, start, self._objective(self.problem.source), tell=False, rows=rows)
+                if whole.failure is not None:
+                    raise whole.failure
                 if found is None:
                     break
                 before, end = sums_of(end).sse, better(end, found[0])
@@ -215,9 +265,15 @@ class DirectFit:
             history(event)
         return followed(history)
 
-    def _engine_over(self, source: Source) -> LocalEngine:
-        kernel = self._backend.compile(self.problem.model.program, self.problem.source.dtype)
-        return LocalEngine(self._backend, kernel, source)
+    @cached_property
+    def _engine(self) -> LocalEngine | SpreadEngine:
+        """Over all rows."""
+        return engine_over(self._backend, self.problem.model.program, self.problem.source)
+
+    def _engine_over(self, source: Source) -> LocalEngine | SpreadEngine:
+        if source is self.problem.source:
+            return self._engine
+        return engine_over(self._backend, self.problem.model.program, source)
 
     # -- what is told --------------------------------------------------------------------------
     def _events(self) -> Iterator[Event]:
@@ -255,7 +311,8 @@ class DirectFit:
         yield PhaseDone(0, NAMES[0], "", 0, setup_found(model, self.summary, self.state))
         warmup, f = self._phases.warmup, self._phases.found
         if warmup is None:
-            yield PhaseDone(1, NAMES[1], NOT_WARMED, 0, {})
+            stopped = end.stop is StopReason.INTERRUPTED and self._warms_up
+            yield PhaseDone(1, NAMES[1], end.stop.value if stopped else NOT_WARMED, 0, {})
         else:
             left_out = warmup in LEFT_OUT
             counts = (int(f[at.CLIPS]), int(f[at.FAILURES]))

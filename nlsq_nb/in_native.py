@@ -11,9 +11,8 @@ from nlsq_nb.backends.small import layout as at
 from nlsq_nb.compiled import OFF, finish, is_plain, reached, warmup_asked, warmup_settings
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
-from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.native_run import NativeRun
-from nlsq_nb.objective import DataObjective
+from nlsq_nb.objective import DataObjective, SourcedEngine
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.state import FitState, WarmupStop
 from nlsq_nb.phases.warmup import Warmup
@@ -125,9 +124,11 @@ class NativePhases(Ran):
         From phase 0.
     summary : DataSummary
         Counts and moments of the data.
-    whole : LocalEngine
-        Over all rows.
-    parts : tuple of LocalEngine
+    whole : DataObjective
+        Over all rows, for steps that native code leaves to Python; counts those passes itself.
+    rows : Resident
+        All rows.
+    parts : tuple of SourcedEngine
         Over the rows that phase 1 sees, and over the sample that leads on from there; none where it sees all rows.
     """
 
@@ -136,23 +137,20 @@ class NativePhases(Ran):
         plan: NativePlan,
         state: FitState,
         summary: DataSummary,
-        whole: LocalEngine,
-        parts: tuple[LocalEngine, ...],
+        whole: DataObjective,
+        rows: Resident,
+        parts: tuple[SourcedEngine, ...],
     ) -> None:
         self._plan, self._state, self._summary = plan, state, summary
-        self._whole, self._parts = whole, parts
+        self._whole, self._rows, self._parts = whole, rows, parts
         super().__init__()
-        self._rows: Resident | None = None
         self._run: NativeRun | None = None
 
     def warm(self) -> bool:
         """Run phase 1; False where the fit is to begin anew elsewhere."""
-        plan, state = self._plan, self._state
-        rows = self._rows = self._whole.resident()
-        if rows is None:
-            return False
+        plan, state, rows = self._plan, self._state, self._rows
         if self._parts and False in state.separable.tolist() and plan.warmup.switching.limit:
-            return self._warm_on(rows)
+            return self._warm_on()
         run = self._run = NativeRun(state, rows, plan.told(self._summary), plan.asked, plan.warmup.memory)
         self.passes = self._warmed(run)
         return self.warmup is not None
@@ -163,10 +161,7 @@ class NativePhases(Ran):
         if run is not None:
             run.go_on(most)
         else:
-            rows = self._rows = self._rows or self._whole.resident()
-            if rows is None:
-                return None
-            run = self._run = NativeRun(self._state, rows, plan.told(self._summary), (0, most))
+            run = self._run = NativeRun(self._state, self._rows, plan.told(self._summary), (0, most))
             run.go(at.GAUSS_NEWTON)
         first = self.found[at.FIRST_SSE] if self.found else None
         if run.newton_stop is None:
@@ -174,9 +169,9 @@ class NativePhases(Ran):
         self.passes += int(run.found[at.PASSES])
         return reached(run, self._state, run.found[at.FIRST_SSE] if first is None else first)
 
-    def _warm_on(self, rows: Resident) -> bool:
+    def _warm_on(self) -> bool:
         """Layers 1 and 2 on all rows, phase 1 on few, phase 2 on the sample, layer 3 on all rows."""
-        plan, state = self._plan, self._state
+        plan, state, rows = self._plan, self._state, self._rows
         run = self._run = NativeRun(state, rows, plan.told(self._summary), (0, 0, 0, *plan.asked[3:]))
         self.passes = self._warmed(run)
         if self.warmup is not WarmupStop.NOT_ASKED:
@@ -212,7 +207,7 @@ class NativePhases(Ran):
         stop = run.newton_stop
         return run.theta() if stop is not None and stop.success else None
 
-    def _run_over(self, part: LocalEngine, state: FitState, mode: str, asked: tuple[int, ...]) -> NativeRun | None:
+    def _run_over(self, part: SourcedEngine, state: FitState, mode: str, asked: tuple[int, ...]) -> NativeRun | None:
         """A run on a part of the rows, which layers 1 and 2 have nothing to say of."""
         rows = part.resident()
         if rows is None:
@@ -229,12 +224,9 @@ class NativePhases(Ran):
 
     def _by_turns(self, run: NativeRun, first: float) -> FitState | None:
         """Phase 2 where native code leaves trials to Python."""
-        assert self._rows is not None
-        (theta, sums), p = run.measured(), len(self._state.theta)  # where phase 1 ended, if no trial was made since
+        theta, sums = run.measured()  # where phase 1 ended, if no trial was made since
         begun = self._state.having(theta=theta, sums=sums, first_sse=first)
-        objective = DataObjective(self._whole, p, lambda _: None)
-        found = finish(self._plan.newton, run, begun, self._rows, objective, tell=False)
-        self.passes += objective.passes
+        found = finish(self._plan.newton, run, begun, self._rows, self._whole, tell=False)
         return None if found is None else found[0]
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.layout import SEGMENT
+
 __all__ = ["Chunk", "Resident", "address_of", "on_host"]
 
 _in_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
@@ -122,9 +124,12 @@ class Resident:
         Number of rows.
     owner : object
         Keeps both where they are.
+    span : int
+        Rows of one call, the last of which may have fewer; the sums of calls are added in the order of the rows.
     """
 
     kernel: int
     columns: tuple[int, ...]
     n_rows: int
     owner: Any
+    span: int = SEGMENT

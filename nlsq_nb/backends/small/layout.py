@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.layout import sums_size
+from nlsq_nb.core.layout import SEGMENT, sums_size
 
 __all__ = [
     "GAUSS_NEWTON",
@@ -62,8 +62,9 @@ trial."""
     BY_GRADIENT,
     ADAPTS,  # whether layer 2 is on
     WEIGHTED,  # whether a survey finds weights behind y
-) = range(12)
-ASKED = 12
+    SPAN,  # rows of a call of the kernel
+) = range(13)
+ASKED = 13
 (
     P,  # parameters
     M,  # linear ones among them
@@ -238,7 +239,7 @@ def layout(separable: bytes, columns: int, memory: int, lines: int) -> Layout:
     pairs = {S_PAIRS: (memory + 1) * p, Y_PAIRS: (memory + 1) * p, BENDS: memory + 1, SHARES: memory + 1}
     work = {WORK: 10 * p + 2 * p * p, BOX: 8 * p + p * p, INVERSE: p * p, LOG: lines * (WIDTH + p)}
     spots, end = _places(FIRST_STEPS + 4, boxes | records | vectors | pairs | work)
-    numbers = {P: p, M: sum(separable), MEMORY: memory, TABLE: ORDER + p, SIZE: size, RECORD: record}
+    numbers = {P: p, M: sum(separable), MEMORY: memory, TABLE: ORDER + p, SIZE: size, RECORD: record, SPAN: SEGMENT}
     task = np.zeros(ORDER + p + columns, dtype=np.int64)
     for index, value in (parts | spots | numbers).items():
         task[index] = value

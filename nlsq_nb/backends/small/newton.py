@@ -43,6 +43,7 @@ from nlsq_nb.backends.small.layout import (
     PREDICTED,
     RADIUS,
     RELAXED,
+    ROWS,
     SCALE,
     SCALES,
     SIGNAL,
@@ -64,12 +65,14 @@ from nlsq_nb.backends.small.layout import (
 from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.points import clear, copy_point, has_room, is_inside, measure, move
 from nlsq_nb.backends.small.stationary import is_beside, is_held, is_regular, is_spent, sees_all
+from nlsq_nb.core.layout import SEGMENT
 
 __all__ = ["GAVE_UP", "SILENT", "TRUSTED", "newton"]
 
 TINY = 2.2250738585072014e-308
 # as the phase and core have them
 ACCEPT, POLISH, POLISHED, SILENT, TRUSTED = 1e-4, 0.1, 1e-11, 1e-8, 1e-6
+FEW = 8 * SEGMENT  # rows, as there
 LATE = 40  # as the phase: trials that native code makes where no parameter is eliminated
 GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED, AT_BOUND = range(-1, 7)
 
@@ -182,7 +185,7 @@ def judge(task: Ints, w: Floats, accepted: int) -> int:
         return EXACT_FIT
     if w[OFFSET] <= w[TOL]:
         first = before > w[TOL] and before < math.inf and w[STEPS] < task[CEILING]
-        if accepted > 0 and first and w[OFFSET] > POLISHED:
+        if accepted > 0 and first and w[OFFSET] > POLISHED and task[ROWS] <= FEW:
             return GO_ON
         stop = stationary(task, w, accepted)
         if stop == GAVE_UP:

@@ -21,6 +21,7 @@ from nlsq_nb.backends.small.layout import (
     RESULTS,
     ROWS,
     SIZE,
+    SPAN,
     SSE,
     SUMS,
     TABLE,
@@ -31,7 +32,6 @@ from nlsq_nb.backends.small.layout import (
     P,
 )
 from nlsq_nb.backends.small.native import Floats, Ints, call_kernel, native
-from nlsq_nb.core.layout import SEGMENT
 
 __all__ = ["clear", "copy_point", "enter", "has_room", "is_inside", "measure", "move"]
 
@@ -81,15 +81,17 @@ def measure(task: Ints, w: Floats, at: int) -> float:
     rows, state, size = task[ROWS], at + task[SUMS], task[SIZE]
     part = state + 2 * size
     w[PASSES] += 1.0
-    for lo in range(0, rows, SEGMENT):
+    lo, span = 0, task[SPAN]
+    while lo < rows:
         into = part if lo > 0 else state
         for k in range(2 * size):
             w[into + k] = 0.0
-        if call_kernel(task[KERNEL], lo, min(lo + SEGMENT, rows), task, task[TABLE], w, at, into) != 0:
+        if call_kernel(task[KERNEL], lo, min(lo + span, rows), task, task[TABLE], w, at, into) != 0:
             w[BROKEN] = 1.0
             return math.inf
         if lo > 0:
             fold(w, state, part, size)
+        lo += span
     return unpack(task, w, at)
 
 

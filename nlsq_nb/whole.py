@@ -1,0 +1,93 @@
+"""Passes over all rows, wherever they are, that native code asks for while it runs the phases of a fit."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.layout import sums_size
+from nlsq_nb.core.sums import NormalSums
+
+__all__ = ["WholePasses"]
+
+Floats = NDArray[np.float64]
+_DOUBLE, _KEY = ctypes.sizeof(ctypes.c_double), ctypes.c_int64
+_SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int32, _KEY, _KEY, *(ctypes.c_void_p,) * 3)
+
+_open: dict[int, WholePasses] = {}
+_keys = itertools.count(1)
+
+
+class WholePasses:
+    """A kernel for native code that sums over all rows in one call, by Python: threads, files, a cluster.
+
+    It is there as long as it is entered. What goes wrong in a pass, Ctrl-C too, ends the native code and
+    waits in `failure` for whom called that.
+
+    Parameters
+    ----------
+    run : callable
+        `run(theta)`: the sums of order 2 over all rows, or an exception.
+    n_params, n_rows : int
+        p and n.
+
+    Attributes
+    ----------
+    failure : BaseException or None
+        What ended the last pass before its time.
+    first : NormalSums or None
+        Sums of the first pass.
+    best : tuple of (ndarray, NormalSums), or None
+        The point of lowest sse so far, and its sums.
+    """
+
+    def __init__(self, run: Callable[[Floats], NormalSums], n_params: int, n_rows: int) -> None:
+        self._run, self._n_params = run, n_params
+        self._key = next(_keys)
+        self.resident = Resident(_ADDRESS, (self._key,), n_rows, None, n_rows)
+        self.failure: BaseException | None = None
+        self.first: NormalSums | None = None
+        self.best: tuple[Floats, NormalSums] | None = None
+
+    def __enter__(self) -> Self:
+        _open[self._key] = self
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del _open[self._key]
+
+    def measure(self, theta: int, state: int) -> int:
+        """One pass at the parameters at an address, its sums to another: 0, or 1 where it failed."""
+        point = np.array((ctypes.c_double * self._n_params).from_address(theta))
+        try:
+            sums = self._run(point)
+        except BaseException as failure:  # noqa: BLE001 - goes to who called native code
+            self.failure = failure
+            return 1
+        size = sums_size(self._n_params, 2)
+        ctypes.memmove(state, sums.high.ctypes.data, size * _DOUBLE)
+        ctypes.memmove(state + size * _DOUBLE, sums.low.ctypes.data, size * _DOUBLE)
+        if self.first is None:
+            self.first = sums
+        if self.best is None or sums.sse < self.best[1].sse:
+            self.best = point, sums
+        return 0
+
+
+def _measure(_lo: int, _hi: int, columns: int, theta: int, state: int) -> int:
+    """What native code calls: the first and only column is the key of the passes."""
+    passes = _open.get(_KEY.from_address(columns).value)
+    return 1 if passes is None else passes.measure(theta, state)
+
+
+_CALLED = _SIGNATURE(_measure)
+_ADDRESS = ctypes.cast(_CALLED, ctypes.c_void_p).value or 0
