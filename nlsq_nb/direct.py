@@ -45,6 +45,7 @@ from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
 from nlsq_nb.scan import DataSummary, summarize
+from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.whole import WholePasses
 
 __all__ = ["DirectFit", "fit_directly", "stamp"]
@@ -90,11 +91,7 @@ def fit_directly(
     with np.errstate(all="ignore"):
         fit = DirectFit(plan, Problem(problem.model, source, *given), backend)
         outcome = None if source.revision else fit.run(warms_up)
-    if outcome is None:
-        return None
-    warn_of(problem.model, outcome, depth=4)
-    observed = Observed(fit.passes, fit.steps_to(outcome), backend, lambda: fit.diagnose(outcome))
-    return result_of(fit.problem, source, options, outcome, fit.summary, observed, fit.notes())
+    return None if outcome is None else fit.result(outcome, depth=5)
 
 
 class _Changed(Exception):
@@ -188,15 +185,36 @@ class DirectFit:
             return self._left_by(whole)
         return self._seconded(end, part, warms_up, whole, rows)
 
+    def stopped(self, whole: WholePasses) -> FitResult:
+        """The result of a fit that the user has stopped after its first pass."""
+        end = self._best_of(whole)
+        self.stamps.append(stamp())
+        outcome = self._concluded(end)
+        self.stamps.append(stamp())
+        return self.result(outcome, depth=8)
+
+    def result(self, outcome: Outcome, depth: int) -> FitResult:
+        """What the user gets; `depth` calls up is who is warned."""
+        source, options = self.problem.source, self._plan.options
+        assert isinstance(source, RetryingSource)
+        warn_of(self.problem.model, outcome, depth=depth)
+        observed = Observed(self.passes, self.steps_to(outcome), self._backend, lambda: self.diagnose(outcome))
+        return result_of(self.problem, source, options, outcome, self.summary, observed, self.notes())
+
     def _left_by(self, whole: WholePasses) -> FitState | None:
         """What there is where native code gave up."""
         if whole.failure is None:
             return None
-        if whole.best is None or whole.first is None or not isinstance(whole.failure, KeyboardInterrupt):
+        if whole.best is None or not isinstance(whole.failure, KeyboardInterrupt):
             raise whole.failure
+        return self._best_of(whole)
+
+    def _best_of(self, whole: WholePasses) -> FitState:
+        """The best point so far."""
         self.stamps += [stamp()] * (3 - len(self.stamps))  # in phase 1
-        theta, sums = whole.best
-        return self.state.having(theta=theta, sums=sums, first_sse=whole.first.sse, stop=StopReason.INTERRUPTED)
+        assert whole.best is not None
+        theta, sums, first = *whole.best, whole.first
+        return self.state.having(theta=theta, sums=sums, first_sse=first, stop=StopReason.INTERRUPTED)
 
     def _one_pass(self, theta: Floats) -> NormalSums:
         """Over all rows, for native code."""

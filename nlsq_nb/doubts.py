@@ -6,6 +6,7 @@ import ctypes
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from nlsq_nb.core.chunk import Chunk, address_of
 from nlsq_nb.core.elsewhere import common_part
 from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Source
+
+if TYPE_CHECKING:
+    from nlsq_nb.backends.objects import Entry
 
 __all__ = ["Left", "common_parts", "pattern_of", "sorted_rows"]
 
@@ -137,17 +141,24 @@ def pattern_of(program: AnyProgram, chunk: Chunk, theta: Floats) -> float | None
     Returns
     -------
     float or None
-        None where native code cannot read the columns, and where x does not rise from row to row.
+        None where native code cannot read the columns.
     """
     entry, (y,), w = compiled_run(), chunk.y, chunk.w
     if entry is None or not chunk.is_on_host or any(c.dtype != _FLOAT for c in (*chunk.x, y, *(w or ()))):
         return None
     f = evaluate(program, "values", chunk.x, theta)
     columns = (chunk.x[0], y, f, y if w is None else w[0])
-    task = _Task(len(y), w is not None, *[address_of(c) for c in columns])
-    found = _Found()
+    found = _look(entry, columns, w is not None)
+    if not found[IN_ORDER]:
+        order = np.lexsort(chunk.x[::-1])
+        found = _look(entry, tuple(c.take(order) for c in columns), w is not None)
+    return found[IN_COMMON]
+
+
+def _look(entry: Entry, columns: tuple[Floats, ...], weighted: bool) -> ctypes.Array[ctypes.c_double]:
+    task, found = _Task(len(columns[0]), weighted, *[address_of(c) for c in columns]), _Found()
     entry.call(PATTERN, ctypes.addressof(task), ctypes.addressof(found))
-    return found[IN_COMMON] if found[IN_ORDER] else None
+    return found
 
 
 def sorted_rows(problem: Problem, rows: Source, theta: Floats) -> tuple[tuple[Floats, ...], Floats]:

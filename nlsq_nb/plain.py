@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ from nlsq_nb.in_native import NativePlan, plan_of
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.native_run import NEWTON_STOPS, WARMUP_STOPS
 from nlsq_nb.phases.state import StopReason, WarmupStop
-from nlsq_nb.protocols import Backend
+from nlsq_nb.protocols import Backend, Kernel
 from nlsq_nb.retold import MODES
+from nlsq_nb.scan import FEW, survey
 from nlsq_nb.sources.weights import weight_parts
 
 __all__ = ["OPTIMUM", "PlainPhases", "Prepared", "prepare"]
@@ -53,6 +55,8 @@ class Prepared:
         Its phases.
     backend : Backend
         Where sums are computed.
+    kernel : Kernel
+        What computes them.
     rows : Resident
         The kernel, on other rows.
     shape : Layout
@@ -70,6 +74,7 @@ class Prepared:
     model: Model
     plan: NativePlan
     backend: Backend
+    kernel: Kernel
     rows: Resident
     shape: at.Layout
     task: Any
@@ -99,9 +104,10 @@ def prepare(model: Model, options: Groups, *, weighted: bool) -> Prepared | None
     plain = len(model.x) == model.n_outputs == 1 and p <= min(LARGEST, options.cg.threshold - 1)
     if plan is None or not plain or isinstance(model.program, OpaqueProgram):
         return None
-    backend, one = get_backend(), np.zeros(1)
+    backend, one = _backend(), np.zeros(1)
     chunk = Chunk(0, (one,), (one,), (one,) if weighted else None)
-    rows = backend.resident(backend.compile(model.program, _FLOAT), chunk)
+    kernel = backend.compile(model.program, _FLOAT)
+    rows = backend.resident(kernel, chunk)
     if rows is None or compiled_run() is None:
         return None
     separable = np.array([name in model.linear_params for name in model.params])
@@ -116,7 +122,13 @@ def prepare(model: Model, options: Groups, *, weighted: bool) -> Prepared | None
     filled[: 5 + len(plan.asked)] = [rows.kernel, 0, 0, 0, *plan.asked, weighted]
     bounds = np.full(p, -math.inf), np.full(p, math.inf)
     linear = tuple((k, packed_index(p, k, k)) for k in np.flatnonzero(separable).tolist())
-    return Prepared(model, plan, backend, rows, shape, task, bytes(space), bounds, linear)
+    return Prepared(model, plan, backend, kernel, rows, shape, task, bytes(space), bounds, linear)
+
+
+@cache
+def _backend() -> Backend:
+    """One for all models, so that its threads are there when the next fit begins."""
+    return get_backend()
 
 
 class _Run:
@@ -124,12 +136,18 @@ class _Run:
 
     __slots__ = ("_call", "_kept", "_place", "_task", "space", "task")
 
-    def __init__(self, known: Prepared, columns: Columns, start: list[float], theta: list[float]) -> None:
+    def __init__(
+        self, known: Prepared, columns: Columns, start: list[float], theta: list[float], rows: Resident | None = None
+    ) -> None:
         shape, p, entry = known.shape, len(start), compiled_run()
         assert entry is not None
         space = self.space = shape.space.from_buffer_copy(known.first)
         task = self.task = known.task.from_buffer(space, shape.size * _DOUBLE)
-        task[at.ROWS], task[-len(columns) :] = len(columns[0]), [address_of(c) for c in columns]
+        if rows is None:
+            task[at.ROWS], task[-len(columns) :] = len(columns[0]), [address_of(c) for c in columns]
+        else:
+            task[at.KERNEL], task[at.ROWS], task[at.SPAN] = rows.kernel, rows.n_rows, rows.span
+            (task[-len(columns)],) = rows.columns
         space[shape.one - 2 * p : shape.one + p] = [*[abs(value) or 1.0 for value in start], *start, *theta]
         self._kept = columns  # for as long as their addresses are used
         self._call, self._place = entry.call, ctypes.addressof(space)
@@ -163,6 +181,8 @@ class PlainPhases:
         p0, finite.
     drawn : Drawn
         Rows for the warm-up.
+    whole : Resident, optional
+        Sums over all rows, in one call, where there are many.
 
     Attributes
     ----------
@@ -180,9 +200,11 @@ class PlainPhases:
         Over all rows, and over the sample.
     """
 
-    def __init__(self, known: Prepared, columns: Columns, start: list[float], drawn: Drawn) -> None:
+    def __init__(
+        self, known: Prepared, columns: Columns, start: list[float], drawn: Drawn, whole: Resident | None = None
+    ) -> None:
         self._known, self._columns, self._start, self._drawn = known, columns, start, drawn
-        self._run: _Run | None = _Run(known, columns, start, start)
+        self._run: _Run | None = _Run(known, columns, start, start, whole)
         self.passes = self.sample_passes = 0
 
     def warm(self) -> bool:
@@ -190,9 +212,8 @@ class PlainPhases:
         run = self._run
         assert run is not None
         sampled = self._drawn.part is not None and len(self._known.linear) < len(self._start)
-        if run.go(at.SURVEY) == 0:
+        if not self._survey(run):
             return False
-        self.spread, self.signal, self.weight = (run.space[k] for k in (at.SPREAD, at.GIVEN_SIGNAL, at.WEIGHT))
         if sampled:  # layers 1 and 2 alone
             run.ask(0, 0, 0)
             run.task[at.LIMIT] = 0
@@ -201,6 +222,21 @@ class PlainPhases:
         self.passes = int(self.warmed[at.PASSES])
         self.marks = self._marks(run)
         return self._on_sample(run) if sampled and self.warmup == _NOT_ASKED else self.warmup > 0
+
+    def _survey(self, run: _Run) -> bool:
+        """Look at the data; False where there is something to complain of."""
+        space = run.space
+        if len(self._columns[0]) > FEW:
+            x, y, *weights = self._columns
+            found = survey(Chunk(0, (x,), (y,), tuple(weights) or None), self._known.backend)
+            if found is None:
+                return False
+            space[at.SPREAD], space[at.GIVEN_SIGNAL], space[at.WEIGHT] = found.spread, found.signal, found.weight
+            space[at.UNIT], space[at.VARIANCE] = NativePlan.unit_of(found), found.spread / found.weight
+        elif run.go(at.SURVEY) == 0:
+            return False
+        self.spread, self.signal, self.weight = (space[k] for k in (at.SPREAD, at.GIVEN_SIGNAL, at.WEIGHT))
+        return True
 
     def converge(self) -> bool:
         """Run phase 2; whether it ends at an optimum below p0."""

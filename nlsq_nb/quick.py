@@ -1,4 +1,4 @@
-"""The plainest of small fits, `curve_fit(model, x, y, p0, sigma)`: nothing is made that only others need.
+"""The plainest of fits, `curve_fit(model, x, y, p0, sigma)`: nothing is made that only others need.
 
 Its phases are those of `fit_directly`, in the same native code on the same numbers. What does not go
 smoothly (a doubt, a bad number, a singular system) begins anew on the general way, which says what is
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from nlsq_nb.arguments import FitCall
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.compiled import reached
 from nlsq_nb.config.given import config_from
-from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.chunk import Chunk, Resident
 from nlsq_nb.core.losses import LEAST_SQUARES
+from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.direct import DirectFit, stamp
 from nlsq_nb.doubts import Left, pattern_of
 from nlsq_nb.drawn import drawn_rows
+from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.errors import NlsqError
 from nlsq_nb.in_native import Ran
 from nlsq_nb.models.inputs import as_model
@@ -41,10 +43,12 @@ from nlsq_nb.residuals import Residuals
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import counted
 from nlsq_nb.scan import FEW, DataSummary
+from nlsq_nb.sources.reading import mappings
 from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import is_ready
 from nlsq_nb.sources.weights import weights_from_sigma
 from nlsq_nb.stored import Behind
+from nlsq_nb.whole import WholePasses
 
 __all__ = ["fit_plainly"]
 
@@ -66,11 +70,11 @@ def fit_plainly(
     f : Model or str
         The model; others are for the general way.
     x, y : ndarray, shape (n,)
-        Contiguous float64, at most `scan.FEW` rows.
+        Contiguous float64, in memory.
     p0 : tuple, list or ndarray, shape (p,)
         Start.
     sigma : ndarray, shape (n,), optional
-        Standard deviations of y.
+        Standard deviations of y, of so few rows that copies of them are small.
     absolute_sigma : bool
         Whether sigma is taken as it is.
 
@@ -79,7 +83,7 @@ def fit_plainly(
     FitResult or None
         None where it is no such fit, or one that others have to look at; nothing was done then.
     """
-    if not (_is_plain(x) and _is_plain(y) and len(x) == len(y) <= FEW and (sigma is None or _is_usable(sigma, len(y)))):
+    if not (_is_plain(x) and _is_plain(y) and len(x) == len(y) and (sigma is None or _is_usable(sigma, len(y)))):
         return None
     start = _numbers(p0)
     known = None if start is None else _known(f, sigma is not None)
@@ -87,17 +91,19 @@ def fit_plainly(
         return None
     with np.errstate(all="ignore"):
         fit = _PlainFit(known, (x, y), start, (sigma, absolute_sigma))
-        return fit.result() if fit.goes_well() else None
+        return fit.result() if fit.goes_well() else fit.stopped()
 
 
 def _is_plain(column: Any) -> bool:
-    """Whether an array can be read as it stands."""
-    return type(column) is np.ndarray and column.ndim == 1 and is_ready(column, _FLOAT)
+    """Whether an array can be read as it stands; what is mapped from a file is read ahead elsewhere."""
+    if type(column) is not np.ndarray or column.ndim != 1 or not is_ready(column, _FLOAT):
+        return False
+    return len(column) <= FEW or column.base is None or not any(mappings(column))
 
 
 def _is_usable(sigma: Any, rows: int) -> bool:
     """Whether standard deviations can be read as they stand, and are far from the limits of float64."""
-    if not _is_plain(sigma) or not len(sigma) == rows > 0:
+    if not _is_plain(sigma) or not 0 < len(sigma) == rows <= RESIDENT_ROWS:
         return False
     return bool(sigma.min() > _LEAST and sigma.max() < 1.0 / _LEAST)
 
@@ -145,18 +151,50 @@ class _PlainFit:
         sigma, self.absolute = errors
         self.sigma = None if sigma is None else sigma.copy()  # the fit's own, as weights are on the general way
         self.n = len(data[1])
+        self.whole: WholePasses | None = None
         self.drawn = drawn_rows(self.n, len(start), o.warmup.sample_size, o.setup.seed)
 
     def goes_well(self) -> bool:
         """Run phases 1 and 2; whether they end at an optimum that nothing speaks against."""
         columns = self.data if self.sigma is None else (*self.data, weights_from_sigma(self.sigma))
-        phases = self.phases = PlainPhases(self.known, columns, self.start, self.drawn)
+        if self.n <= RESIDENT_ROWS:
+            return self._iterated(columns, None) and self._stands(columns)
+        chunk = Chunk(0, (columns[0],), (columns[1],))
+        with WholePasses(partial(self._one_pass, chunk), len(self.start), self.n) as whole:
+            self.whole = whole
+            try:
+                ended = self._iterated(columns, whole.resident)
+            except KeyboardInterrupt as failure:
+                whole.failure, ended = failure, False
+        return ended and whole.failure is None and self._stands(columns)
+
+    def _iterated(self, columns: tuple[Floats, ...], whole: Resident | None) -> bool:
+        """Run phases 1 and 2; whether they end at an optimum."""
+        phases = self.phases = PlainPhases(self.known, columns, self.start, self.drawn, whole)
         if not phases.warm():
             return False
         self.between = stamp()
-        if not phases.converge():
-            return False
+        ended = phases.converge()
         self.after = stamp()
+        return ended
+
+    def _one_pass(self, chunk: Chunk, theta: Floats) -> NormalSums:
+        """Over all rows, in threads."""
+        into = Accumulator(len(self.start), 2)
+        self.known.backend.reduce(self.known.kernel, chunk, theta, 2, into)
+        return into.result()
+
+    def stopped(self) -> FitResult | None:
+        """The best point so far of a fit that the user stopped; None where there is none."""
+        if self.whole is None or self.whole.failure is None:
+            return None
+        if self.whole.best is None or not isinstance(self.whole.failure, KeyboardInterrupt):
+            raise self.whole.failure
+        return self._beside(None).stopped(self.whole)
+
+    def _stands(self, columns: tuple[Floats, ...]) -> bool:
+        """Whether nothing speaks against the optimum."""
+        phases = self.phases
         return 0.0 < phases.found[at.CONDITION] <= ILL and not self._is_doubtful(columns) and self._has_errors()
 
     def _has_errors(self) -> bool:
@@ -232,19 +270,23 @@ class _PlainFit:
     @cached_property
     def _fit(self) -> tuple[DirectFit, FitState]:
         """The fit as others know it, and its end."""
+        known, phases = self.known, self.phases
+        ran = Ran(phases.passes, phases.sample_passes, WARMUP_STOPS[phases.warmup], phases.warmed, phases.marks)
+        run = NativeRun.afterwards(replace(known.rows, n_rows=self.n), known.shape, phases.numbers, OPTIMUM)
+        with np.errstate(all="ignore"):
+            fit = self._beside(ran)
+            fit.stamps = self.stamps
+            return fit, reached(run, fit.state, phases.warmed[at.FIRST_SSE])
+
+    def _beside(self, ran: Ran | None) -> DirectFit:
+        """The same fit as `fit_directly` has it, of which this has run."""
         known, phases, n = self.known, self.phases, self.n
         x, y = self.data
         call = FitCall(known.model, x=x, y=y, p0=self.start, sigma=self.sigma, absolute_sigma=self.absolute)
         problem = read_problem(call, known.plan.options)
         problem = replace(problem, source=retrying(problem.source, known.plan.options))
         summary = DataSummary(n, n, phases.signal, phases.spread, phases.weight)
-        ran = Ran(phases.passes, phases.sample_passes, WARMUP_STOPS[phases.warmup], phases.warmed, phases.marks)
-        rows = replace(known.rows, n_rows=n)
-        run = NativeRun.afterwards(rows, known.shape, phases.numbers, OPTIMUM)
-        with np.errstate(all="ignore"):
-            fit = DirectFit(known.plan, problem, known.backend, summary, ran)
-            fit.stamps = self.stamps
-            return fit, reached(run, fit.state, phases.warmed[at.FIRST_SSE])
+        return DirectFit(known.plan, problem, known.backend, summary, ran)
 
     def diagnose(self) -> dict[str, Any]:
         """`streaming_diagnostics`."""

@@ -26,7 +26,7 @@ from nlsq_nb.errors import DataError, ModelError, NumericsError
 from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.sources.sample import sample
 
-__all__ = ["FEW", "DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "whitened"]
+__all__ = ["FEW", "DataSummary", "curvature_at", "require_finite", "require_rowwise", "summarize", "survey", "whitened"]
 
 FEW = 4 * BLOCK
 """Rows up to which native code, or NumPy, is fast enough for their moments, so that no kernel is compiled for them."""
@@ -123,8 +123,7 @@ def _require_finite_x(labels: Sequence[str], chunk: Chunk) -> None:
 
 def _centre(chunk: Chunk) -> float:
     """The first y, unless it is not finite."""
-    first = float(on_host(chunk.y[0][:1])[0])
-    return first if math.isfinite(first) else 0.0
+    return first if math.isfinite(first := float(on_host(chunk.y[0][:1])[0])) else 0.0
 
 
 def _summarize_there(source: Source, labels: Sequence[str], backend: Backend) -> DataSummary:
@@ -138,18 +137,46 @@ def _summarize_there(source: Source, labels: Sequence[str], backend: Backend) ->
         return _summary(source, (sums.n_rows, outputs), c, _moments_of(sums), bool(labels))
 
 
-def _summary(
-    source: Source, shape: tuple[int, int], c: float, moments: tuple[float, float, float], check: bool
-) -> DataSummary:
+def survey(chunk: Chunk, backend: Backend) -> DataSummary | None:
+    """What `summarize` finds for rows in memory, if there is nothing to complain of.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        All rows, more than `FEW`; float64.
+    backend : Backend
+        Where the sums are computed.
+
+    Returns
+    -------
+    DataSummary or None
+        None where a number is not finite, or squares underflow.
+    """
+    into, c = Accumulator(1, 2), _centre(chunk)
+    kernel = backend.compile(_constant(len(chunk.x), len(chunk.y), reads=True), _FLOAT)
+    backend.reduce(kernel, chunk, np.array([c]), 2, into)
+    found = _told((chunk.n_rows, len(chunk.y)), c, _moments_of(into.result()))
+    return found if sys.float_info.min <= found.signal < math.inf else None
+
+
+def _told(shape: tuple[int, int], c: float, moments: tuple[float, float, float]) -> DataSummary:
     """What the sums of the model f = c tell of y."""
     sse, apart, weight = moments
     signal = sse + 2.0 * c * apart + c * c * weight
-    if check and not math.isfinite(signal):
-        _require_finite_outputs(source)
-    if signal < sys.float_info.min and any(on_host(y).any() for part in source.chunks() for y in part.y):
-        raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
     spread = max(sse - apart * (apart / weight), 0.0)
     return DataSummary(shape[0], shape[0] * shape[1], signal, spread, weight)
+
+
+def _summary(
+    source: Source, shape: tuple[int, int], c: float, moments: tuple[float, float, float], check: bool
+) -> DataSummary:
+    """The same, unless it shows that y cannot be fitted."""
+    found = _told(shape, c, moments)
+    if check and not math.isfinite(found.signal):
+        _require_finite_outputs(source)
+    if found.signal < sys.float_info.min and any(on_host(y).any() for part in source.chunks() for y in part.y):
+        raise DataError("the squares of ydata (over sigma) underflow float64; rescale them")
+    return found
 
 
 def whitened(summary: DataSummary, source: Source, whitening: Whitening) -> DataSummary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -11,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.chunk import Resident, address_of
 from nlsq_nb.core.layout import sums_size
 from nlsq_nb.core.sums import NormalSums
 
@@ -42,8 +43,8 @@ class WholePasses:
     ----------
     failure : BaseException or None
         What ended the last pass before its time.
-    first : NormalSums or None
-        Sums of the first pass.
+    first : float
+        The sse of the first pass.
     best : tuple of (ndarray, NormalSums), or None
         The point of lowest sse so far, and its sums.
     """
@@ -53,7 +54,7 @@ class WholePasses:
         self._key = next(_keys)
         self.resident = Resident(_ADDRESS, (self._key,), n_rows, None, n_rows)
         self.failure: BaseException | None = None
-        self.first: NormalSums | None = None
+        self.first = math.nan
         self.best: tuple[Floats, NormalSums] | None = None
 
     def __enter__(self) -> Self:
@@ -74,10 +75,10 @@ class WholePasses:
             self.failure = failure
             return 1
         size = sums_size(self._n_params, 2)
-        ctypes.memmove(state, sums.high.ctypes.data, size * _DOUBLE)
-        ctypes.memmove(state + size * _DOUBLE, sums.low.ctypes.data, size * _DOUBLE)
-        if self.first is None:
-            self.first = sums
+        for part, place in ((sums.high, state), (sums.low, state + size * _DOUBLE)):
+            ctypes.memmove(place, address_of(part), size * _DOUBLE)
+        if self.best is None:
+            self.first = sums.sse
         if self.best is None or sums.sse < self.best[1].sse:
             self.best = point, sums
         return 0

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from nlsq_nb.backends.entries import Call, bind, kernel_entry
 from nlsq_nb.backends.objects import Entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel, block_triangle
+from nlsq_nb.backends.small import fold_segments
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.core.chunk import Chunk, Resident, address_of
 from nlsq_nb.core.layout import BLOCK, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
-from nlsq_nb.core.sums import Accumulator, add_segments
+from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.tsqr import TriangleAccumulator
 
 __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
@@ -171,7 +172,7 @@ class CpuBackend:
             rows = some[-1][1] - some[0][0]
             seconds = rows * kernel.seconds_per_row(order)
             self._spread(_over(some, sums, theta, states), len(some), seconds)
-            into.add(states, rows)
+            into.add(states, rows, fold_segments)
 
     def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
         """JᵀWJ·v over the chunk; see `Backend.matvec`."""
@@ -183,7 +184,7 @@ class CpuBackend:
         states = np.zeros((2 * len(pieces), len(theta)))
         seconds = chunk.n_rows * kernel.seconds_per_row(1)
         self._spread(_over(pieces, product, theta, states), len(pieces), seconds)
-        high, low = add_segments(np.zeros(len(theta)), np.zeros(len(theta)), states)
+        high, low = fold_segments(np.zeros(len(theta)), np.zeros(len(theta)), states)
         return high + low
 
     def triangularize(

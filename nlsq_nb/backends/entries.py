@@ -21,7 +21,7 @@ from nlsq_nb.backends.objects import Entry, make_entry
 from nlsq_nb.codegen.ir import PointProgram, Program
 from nlsq_nb.codegen.robust import PARAMETERS
 from nlsq_nb.codegen.skeletons import render
-from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.chunk import Chunk, address_of
 from nlsq_nb.core.layout import SEGMENT, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.errors import BackendUnavailable, ModelError, NumericsError
@@ -153,7 +153,7 @@ def _address(array: NDArray[Any], dtype: np.dtype[Any], width: int) -> int:
     if array.dtype != dtype or array.shape[-1] != width or not array.flags.c_contiguous:
         found = f"{array.dtype} of shape {array.shape}"
         raise ValueError(f"a kernel needs a contiguous array of {width} {dtype}, not {found}")
-    return int(array.__array_interface__["data"][0])
+    return address_of(array)
 
 
 def _width(program: Program | PointProgram, name: str) -> int:

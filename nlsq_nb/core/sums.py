@@ -9,6 +9,7 @@ that order is fixed by the grid: blocks within a segment, then segments, both by
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -22,6 +23,7 @@ from nlsq_nb.core.layout import SEGMENT, sums_size
 __all__ = ["Accumulator", "Deferred", "NormalSums", "SegmentStates", "add_compensated", "add_segments", "square"]
 
 Floats = NDArray[np.float64]
+Fold = Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]
 _FEW = 64  # numbers up to which Python is faster than NumPy
 
 
@@ -257,7 +259,7 @@ class Accumulator:
             states[:2] = self.open
         return states
 
-    def add(self, state: Floats, rows: int) -> None:
+    def add(self, state: Floats, rows: int, fold: Fold = add_segments) -> None:
         """Take the next pieces, in row order.
 
         Parameters
@@ -266,11 +268,13 @@ class Accumulator:
             What `new_state` gave, folded by the backend.
         rows : int
             Rows of the pieces.
+        fold : callable
+            What adds them up: `add_segments`, or what gives the same bits.
         """
         self.position += rows
         closed = len(state) if self.position % SEGMENT == 0 else len(state) - 2
         if closed:
-            self._close(state[:closed])
+            self._close(state[:closed], fold)
         self.open = state[closed:] if closed < len(state) else np.zeros((2, state.shape[1]))
 
     def defer(self, work: Deferred, rows: int) -> None:
@@ -298,11 +302,11 @@ class Accumulator:
         self.open = np.zeros(self.open.shape)
         return NormalSums(self.position, *self._shape, high, low)
 
-    def _close(self, states: Floats) -> tuple[Floats, Floats]:
+    def _close(self, states: Floats, fold: Fold = add_segments) -> tuple[Floats, Floats]:
         if self._total is None:  # not zeros plus the first, which would lose the sign of a zero
             self._total, states = (states[0], states[1]), states[2:]
         if len(states):
-            self._total = add_segments(*self._total, states)
+            self._total = fold(*self._total, states)
         return self._total
 
 
@@ -329,6 +333,6 @@ class SegmentStates(Accumulator):
         parts = self._states if self.position % SEGMENT == 0 else [*self._states, self.open]
         return np.concatenate(parts)
 
-    def _close(self, states: Floats) -> tuple[Floats, Floats]:
+    def _close(self, states: Floats, _fold: Fold = add_segments) -> tuple[Floats, Floats]:
         self._states.append(states)
         return states[0], states[1]

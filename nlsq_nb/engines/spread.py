@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.backends.small import fold_segments
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import SEGMENT
@@ -230,7 +231,7 @@ class SpreadEngine:
         """The sums over all rows, whose x are checked to be finite under these labels; see `Engine.run`."""
         into = Accumulator(self._job.program.n_params, order)
         for states, rows in self._pass("sums", theta=theta, order=order, labels=tuple(labels)):
-            into.add(states, rows)
+            into.add(states, rows, fold_segments)
         return into.result()
 
     def matvec(self, theta: Floats, v: Floats) -> Floats:

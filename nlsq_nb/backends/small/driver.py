@@ -6,9 +6,11 @@ import math
 
 from nlsq_nb.backends.small.algebra import relax
 from nlsq_nb.backends.small.boxed import relax_within
+from nlsq_nb.backends.small.folding import fold_all
 from nlsq_nb.backends.small.layout import (
     BROKEN,
     CHANGE,
+    FOLDING,
     GAUSS_NEWTON,
     GIVEN_SIGNAL,
     LINES,
@@ -84,6 +86,8 @@ def run(phase: int, task: Ints, w: Floats) -> int:
     int
         The phase's stop, by its number in the module of the phase, 1 for a look; 0 where it gave up.
     """
+    if phase == FOLDING:
+        return fold_all(task, w)
     if phase == MOMENTS:
         return moments(task, w)
     if phase == PATTERN:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from nlsq_nb.core.layout import SEGMENT, sums_size
 
 __all__ = [
+    "FOLDING",
     "GAUSS_NEWTON",
     "JUDGED",
     "LBFGS",
@@ -37,9 +38,9 @@ __all__ = [
     "layout",
 ]
 
-LBFGS, GAUSS_NEWTON, SCREENING, SURVEY, MOMENTS, PATTERN = 1, 2, 3, 4, 5, 6
-"""The phases, a look at many starts, two at the data and one at residuals; the last two have places of their own: see
-`moments` and `pattern`."""
+LBFGS, GAUSS_NEWTON, SCREENING, SURVEY, MOMENTS, PATTERN, FOLDING = range(1, 8)
+"""The phases, a look at many starts, two at the data, one at residuals, and the sum of sums; the last three have places
+of their own: see `moments`, `pattern` and `folding`."""
 
 TAKEN_UP = 2
 """What `task` has at GIVEN where phase 2 goes on from a point that it has left: more than the sums is given."""

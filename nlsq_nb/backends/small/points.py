@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from nlsq_nb.backends.small.algebra import EPS
+from nlsq_nb.backends.small.folding import fold
 from nlsq_nb.backends.small.layout import (
     BOUNDED,
     BROKEN,
@@ -43,18 +44,6 @@ def copy_point(task: Ints, w: Floats, source: int, target: int) -> None:
     """Make a point another one."""
     for k in range(task[RECORD]):
         w[target + k] = w[source + k]
-
-
-@native
-def fold(w: Floats, state: int, part: int, size: int) -> None:
-    """Add the sums of a segment as `core.sums.add_segments` does."""
-    for k in range(size):
-        high, value = w[state + k], w[part + k]
-        total = high + value
-        rest = total - high
-        w[state + k] = total
-        w[state + size + k] += (high - (total - rest)) + (value - rest)
-        w[state + size + k] += w[part + size + k]
 
 
 @native
