@@ -50,7 +50,8 @@ class WholePasses:
     """
 
     def __init__(self, run: Callable[[Floats], NormalSums], n_params: int, n_rows: int) -> None:
-        self._run, self._n_params = run, n_params
+        self._run: Callable[[Floats], NormalSums] | None = run
+        self._n_params = n_params
         self._key = next(_keys)
         self.resident = Resident(_ADDRESS, (self._key,), n_rows, None, n_rows)
         self.failure: BaseException | None = None
@@ -65,9 +66,11 @@ class WholePasses:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         del _open[self._key]
+        self._run = None  # who runs the fit may hold on to this
 
     def measure(self, theta: int, state: int) -> int:
         """One pass at the parameters at an address, its sums to another: 0, or 1 where it failed."""
+        assert self._run is not None
         point = np.array((ctypes.c_double * self._n_params).from_address(theta))
         try:
             sums = self._run(point)

@@ -1,0 +1,237 @@
+"""Fits of more rows than native code sums by itself: it asks for the passes, and everything else stays the same."""
+
+import gc
+import multiprocessing
+import os
+import threading
+import warnings
+import weakref
+
+import h5py
+import numpy as np
+import pytest
+
+from nlsq_nb import HDF5Source, Model, api, curve_fit, whole
+from nlsq_nb.backends.cpu import CpuBackend, available_cores
+from nlsq_nb.engines.local import RESIDENT_ROWS
+from nlsq_nb.errors import SourceError
+from nlsq_nb.phases.state import StopReason
+from nlsq_nb.sources import retrying
+
+from .test_compiled import direct, no_plain_fit, plain, same_in_bits
+
+N = RESIDENT_ROWS + 20_000
+MODEL, START = "a*exp(-b*x) + c", (1.0, 0.1, 5.0)
+X = np.linspace(0.0, 10.0, N)
+NOISE = np.random.default_rng(0).normal(0.0, 0.1, N)
+Y = 5.0 * np.exp(-0.5 * X) + 1.0 + NOISE
+BOUNDS = {"bounds": ([0.0, 0.0, 0.0], [50.0, 5.0, 5.0])}
+
+
+def watch(*_):
+    """A callback keeps a fit out of native code."""
+
+
+def fit(way="plain", **options):
+    """A fit, plain or in the general way, both without a warning for what is asked of them."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if way != "plain":
+            patch.setattr(api, "fit_plainly", no_plain_fit)
+        return curve_fit(MODEL, X, Y, START, **options)
+
+
+@pytest.mark.parametrize("start", [START, (5.1, 0.505, 0.99), (1.0, 3.0, 0.0)])
+@pytest.mark.parametrize("rows", [16_385, RESIDENT_ROWS, RESIDENT_ROWS + 1, N])
+def test_a_plain_fit_has_the_bits_of_the_general_way(rows, start, monkeypatch):
+    assert same_in_bits(monkeypatch, MODEL, X[:rows], Y[:rows], start)
+
+
+def test_so_has_one_with_standard_deviations(monkeypatch):
+    sigma = 0.1 * np.linspace(1.0, 2.0, RESIDENT_ROWS)
+    given = (MODEL, X[:RESIDENT_ROWS], Y[:RESIDENT_ROWS], START)
+    assert same_in_bits(monkeypatch, *given, sigma=sigma, absolute_sigma=True)
+    assert plain(MODEL, X, Y, START, np.full(N, 0.1)) is None  # of so many rows no copies are made
+
+
+@pytest.mark.parametrize("rows", [60, 5000, N])
+def test_so_has_one_whose_x_is_in_no_order(rows, monkeypatch):
+    order = np.random.default_rng(1).permutation(N)[:rows]
+    assert same_in_bits(monkeypatch, MODEL, X[order], Y[order], START)
+
+
+@pytest.mark.parametrize("text", ["a + b*x", "a*exp(-((x - m)/s)**2/2) + c"])
+def test_so_have_other_models(text, monkeypatch):
+    model = Model(text)
+    truth = np.linspace(1.0, 2.0, model.n_params)
+    assert same_in_bits(monkeypatch, model, X, model(X, *truth) + NOISE, 1.5 * truth)
+
+
+def test_what_is_mapped_from_a_file_is_read_ahead(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    mapped = np.asarray(np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert plain(MODEL, mapped, Y, START) is None
+    assert curve_fit(MODEL, mapped, Y, START).popt.tobytes() == fit().popt.tobytes()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, BOUNDS, {"method": "trf"}, {"precision": "float32"}, {"warmup_sample_size": N}]
+)
+def test_native_code_ends_where_steps_in_python_do(options, monkeypatch):
+    seen = []
+    monkeypatch.setattr(api, "fit_directly", lambda *args, **more: seen.append(direct(*args, **more)) or seen[-1])
+    native, steps = fit("general", **options), fit("general", callback=watch, **options)
+    assert len(seen) == 1
+    assert seen[0] is not None
+    assert native.status is steps.status
+    assert abs(native.nfev - steps.nfev) <= (0 if "warmup_sample_size" not in options else 3)
+    np.testing.assert_allclose(native.popt, steps.popt, rtol=1e-9)
+    np.testing.assert_allclose(native.perr, steps.perr, rtol=1e-9)
+
+
+def test_a_file_is_fitted_in_native_code_too(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file["x"], file["y"] = X, Y
+    seen = []
+    monkeypatch.setattr(api, "fit_directly", lambda *args, **more: seen.append(direct(*args, **more)) or seen[-1])
+    found = curve_fit(MODEL, HDF5Source(tmp_path / "rows.h5", x="x", y="y"), p0=START)
+    assert seen == [found]
+    assert found.popt.tobytes() == fit().popt.tobytes()
+
+
+def test_a_false_optimum_is_left_on_all_rows():
+    y = 2.0 * np.sin(3.0 * X + 0.5) + NOISE
+    for bounds in ({}, {"bounds": ([-9.0, 0.0, -9.0], [9.0, 9.0, 9.0])}):
+        result = curve_fit("a*sin(w*x + p)", X, y, (1.0, 2.0, 0.0), **bounds)
+        assert result.success
+        assert result.sse / N == pytest.approx(0.01, rel=0.05)
+        assert any("a second opinion led to" in note for note in result.notes), result.notes
+
+
+class Broken:
+    """Passes over all rows, one of which ends with an error."""
+
+    def __init__(self, patch, error, at):
+        self.points, reduce, raised = [], CpuBackend.reduce, []
+
+        def failing(backend, kernel, chunk, theta, order, into):
+            if chunk.n_rows == N and kernel.program.n_params == 3:
+                if len(self.points) == at and not raised:
+                    raised.append(error)
+                    raise error
+                self.points.append(np.array(theta))
+            reduce(backend, kernel, chunk, theta, order, into)
+
+        patch.setattr(CpuBackend, "reduce", failing)
+
+
+@pytest.mark.parametrize("way", ["plain", "general"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_ctrl_c_in_a_pass_gives_the_best_point(way, at, monkeypatch):
+    least = fit(way).sse
+    with monkeypatch.context() as patch:
+        broken = Broken(patch, KeyboardInterrupt, at)
+        stopped = fit(way)
+    assert stopped.status is StopReason.INTERRUPTED
+    assert not stopped.success
+    sse = [float(np.sum((Y - (a * np.exp(-b * X) + c)) ** 2)) for a, b, c in broken.points]
+    assert stopped.sse == pytest.approx(min(sse), rel=1e-12)
+    assert stopped.popt.tolist() == broken.points[int(np.argmin(sse))].tolist()
+    assert least <= stopped.sse
+    names = [entry["name"] for entry in stopped.streaming_diagnostics["phase_history"]]
+    assert len(names) == 4
+    assert np.isfinite(stopped.fun).all()
+    assert not whole._open
+
+
+@pytest.mark.parametrize("way", ["plain", "general"])
+def test_ctrl_c_in_the_first_pass_gives_the_start(way, monkeypatch):
+    Broken(monkeypatch, KeyboardInterrupt, 0)
+    stopped = fit(way)
+    assert stopped.status is StopReason.INTERRUPTED
+    assert stopped.popt.tolist() == list(START)
+
+
+@pytest.mark.parametrize("way", ["plain", "general"])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_an_error_in_a_pass_is_shown_as_it_is(way, at, monkeypatch):
+    Broken(monkeypatch, MemoryError("no room"), at)
+    with pytest.raises(MemoryError, match="no room"):
+        fit(way)
+    assert not whole._open
+
+
+def test_passes_that_are_over_are_not_called():
+    passes = whole.WholePasses(lambda theta: pytest.fail("called"), 3, N)
+    key = np.array(passes.resident.columns, dtype=np.int64)
+    assert whole._measure(0, N, key.ctypes.data, 0, 0) == 1
+    with passes:
+        assert whole._open == {passes.resident.columns[0]: passes}
+
+
+def test_rows_that_are_lost_in_a_later_pass_are_left_out(tmp_path, monkeypatch):
+    path = tmp_path / "rows.h5"
+    with h5py.File(path, "w") as file:
+        file["x"], file["y"] = X, Y
+    reads = []
+
+    def fitted(**more):
+        reads.clear()
+        steps = {"chunk_size": 16_384, "loop_strategy": "loop"}
+        return curve_fit(MODEL, HDF5Source(path, x="x", y="y"), p0=START, **steps, **more)
+
+    attempt = retrying.RetryingSource._attempt
+
+    def failing(source, reader, k, read):
+        def broken():
+            raise OSError("gone")
+
+        reads.append(k)
+        return attempt(source, reader, k, broken if k == 3 and reads.count(3) > 2 else read)
+
+    monkeypatch.setattr(retrying.RetryingSource, "_attempt", failing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        native, steps = fitted(min_success_rate=0.5), fitted(min_success_rate=0.5, callback=watch)
+        with pytest.raises(SourceError, match="chunk 3"):
+            fitted(min_success_rate=1.0)
+    assert native.n_points == steps.n_points == N - 16_384
+    np.testing.assert_allclose(native.popt, steps.popt, rtol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["plain", "general"])
+def test_data_go_with_the_result(way):
+    x = X.copy()
+    gone = weakref.ref(x)
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            if way != "plain":
+                patch.setattr(api, "fit_plainly", no_plain_fit)
+            result = curve_fit(MODEL, x, Y, START)
+        del x
+        assert result.success
+        del result
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def in_a_child(queue):
+    """A fit in a process without the threads of its parent."""
+    queue.put((fit().popt.tobytes(), threading.active_count()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own():
+    here = fit().popt.tobytes()
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=in_a_child, args=(queue,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of the threads
+        child.start()
+    found, threads = queue.get()
+    child.join()
+    assert found == here
+    assert threads > 1 or available_cores() == 1
