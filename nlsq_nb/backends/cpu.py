@@ -131,7 +131,6 @@ class CpuBackend:
     def __init__(self, n_threads: int | None = None) -> None:
         self._asked = n_threads
         self._pool: ThreadPoolExecutor | None = None
-        self._process = 0
         self._lock = threading.Lock()
         self._numpy = ReferenceBackend()
 
@@ -262,10 +261,8 @@ class CpuBackend:
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
-            process = os.getpid()
-            if self._pool is None or self._process != process:  # threads do not survive a fork
+            if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
-                self._process = process
             return self._pool
 
 

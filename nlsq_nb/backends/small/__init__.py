@@ -83,7 +83,7 @@ def fold_segments(
         The new pair, with the same bits.
     """
     entry = compiled_run()
-    if entry is None:
+    if entry is None or not len(states):
         return add_segments(high, low, states)
     states, found = np.ascontiguousarray(states), np.stack([high, low])
     task = _Task(len(states) // 2, len(high), address_of(states))
