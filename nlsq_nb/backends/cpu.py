@@ -131,6 +131,7 @@ class CpuBackend:
     def __init__(self, n_threads: int | None = None) -> None:
         self._asked = n_threads
         self._pool: ThreadPoolExecutor | None = None
+        self._process = 0
         self._lock = threading.Lock()
         self._numpy = ReferenceBackend()
 
@@ -261,8 +262,10 @@ class CpuBackend:
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:
-            if self._pool is None:
+            process = os.getpid()
+            if self._pool is None or self._process != process:  # threads do not survive a fork
                 self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
+                self._process = process
             return self._pool
 
 

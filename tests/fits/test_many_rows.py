@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import threading
+import time
 import warnings
 import weakref
 
@@ -212,6 +213,10 @@ def test_data_go_with_the_result(way):
         del x
         assert result.success
         del result
+        for _ in range(100):  # a thread may be about to let its last share go
+            if gone() is None:
+                break
+            time.sleep(0.01)
         assert gone() is None
     finally:
         gc.enable()
