@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
-from nlsq_nb.compiled import LEFT_OUT, advance, is_eligible
+from nlsq_nb.compiled import LARGEST, LEFT_OUT, advance
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.core.sums import NormalSums
-from nlsq_nb.drawn import sample_of, thinned
+from nlsq_nb.drawn import sample_of, sample_size, thinned
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
 from nlsq_nb.engines.spread import SpreadEngine, engine_over
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
@@ -81,10 +81,7 @@ def fit_directly(
         For data or a start that cannot be fitted.
     """
     plan = plan_of(options)
-    beyond = problem.loss.is_robust or problem.whitening is not None
-    if backend.name != "cpu" or plan is None or beyond:
-        return None
-    if isinstance(problem.model.program, OpaqueProgram):
+    if backend.name != "cpu" or plan is None or not _is_plain(problem, options, warms_up):
         return None
     source = retrying(problem.source, options)
     given = (problem.p0, problem.bounds, problem.absolute_sigma)
@@ -92,6 +89,16 @@ def fit_directly(
         fit = DirectFit(plan, Problem(problem.model, source, *given), backend)
         outcome = None if source.revision else fit.run(warms_up)
     return None if outcome is None else fit.result(outcome, depth=5)
+
+
+def _is_plain(problem: Problem, options: Groups, warms_up: bool) -> bool:
+    """Whether native code takes the model and its parameters, and the sample is small."""
+    if problem.loss.is_robust or problem.whitening is not None or isinstance(problem.model.program, OpaqueProgram):
+        return False
+    (lower, upper), n = problem.bounds, problem.source.n_rows
+    if len(problem.p0) > LARGEST or bool((lower == upper).any()):
+        return False
+    return not warms_up or not n > sample_size(problem, options) > RESIDENT_ROWS
 
 
 class _Changed(Exception):
@@ -146,8 +153,6 @@ class DirectFit:
         """All phases; None to begin anew in `Fit`."""
         options, source, self._warms_up = self._plan.options, self.problem.source, warms_up
         part = sample_of(self.problem, options) if warms_up else source
-        if not is_eligible(self._plan.newton, self.state) or source.n_rows > part.n_rows > RESIDENT_ROWS:
-            return None
         self.stamps.append(stamp())
         try:
             with WholePasses(self._one_pass, len(self.state.theta), source.n_rows) as whole:
@@ -158,6 +163,8 @@ class DirectFit:
             return None
         self.stamps.append(stamp())
         outcome = self._concluded(end)
+        if source.revision:
+            return None
         self.stamps.append(stamp())
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
