@@ -30,6 +30,7 @@ __all__ = [
     "LEFT_OUT",
     "OFF",
     "advance",
+    "are_plain",
     "finish",
     "is_eligible",
     "is_plain",
@@ -107,13 +108,25 @@ def is_eligible(phase: Phase[FitState], state: FitState) -> bool:
         False for fixed parameters, for more than `LARGEST`, and for phases and line searches that
         exist step by step only.
     """
-    if not _is_small(state):
+    if len(state.theta) > LARGEST or False in state.free.tolist():
         return False
     return isinstance(phase, GaussNewton) or (isinstance(phase, Warmup) and is_plain(phase))
 
 
-def _is_small(state: FitState) -> bool:
-    return len(state.theta) <= LARGEST and False not in state.free.tolist()
+def are_plain(lower: Floats, upper: Floats) -> bool:
+    """Whether native code takes parameters with some bounds.
+
+    Parameters
+    ----------
+    lower, upper : ndarray, shape (p,)
+        ±inf for none.
+
+    Returns
+    -------
+    bool
+        False where one is fixed, and for more than `LARGEST`.
+    """
+    return len(lower) <= LARGEST and not bool((lower == upper).any())
 
 
 def is_plain(phase: Warmup) -> bool:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
-from nlsq_nb.compiled import LARGEST, LEFT_OUT, advance
+from nlsq_nb.compiled import LEFT_OUT, advance, are_plain
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
 from nlsq_nb.core.sums import NormalSums
@@ -95,10 +95,9 @@ def _is_plain(problem: Problem, options: Groups, warms_up: bool) -> bool:
     """Whether native code takes the model and its parameters, and the sample is small."""
     if problem.loss.is_robust or problem.whitening is not None or isinstance(problem.model.program, OpaqueProgram):
         return False
-    (lower, upper), n = problem.bounds, problem.source.n_rows
-    if len(problem.p0) > LARGEST or bool((lower == upper).any()):
+    if not are_plain(*problem.bounds):
         return False
-    return not warms_up or not n > sample_size(problem, options) > RESIDENT_ROWS
+    return not warms_up or not problem.source.n_rows > sample_size(problem, options) > RESIDENT_ROWS
 
 
 class _Changed(Exception):
