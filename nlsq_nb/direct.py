@@ -20,11 +20,11 @@ from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
 from nlsq_nb.compiled import LEFT_OUT, advance, are_plain
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.chunk import Resident
-from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.drawn import sample_of, sample_size, thinned
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
-from nlsq_nb.engines.spread import SpreadEngine, engine_over
+from nlsq_nb.engines.spread import SpreadEngine, engine_over, spread_rows
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.in_native import NativePhases, NativePlan, Ran, plan_of
@@ -46,6 +46,8 @@ from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
 from nlsq_nb.scan import DataSummary, summarize
 from nlsq_nb.sources.retrying import RetryingSource
+from nlsq_nb.sources.sample import SampleSource
+from nlsq_nb.sources.tapped import TappedSource
 from nlsq_nb.whole import WholePasses
 
 __all__ = ["DirectFit", "fit_directly", "stamp"]
@@ -86,8 +88,8 @@ def fit_directly(
     source = retrying(problem.source, options)
     given = (problem.p0, problem.bounds, problem.absolute_sigma)
     with np.errstate(all="ignore"):
-        fit = DirectFit(plan, Problem(problem.model, source, *given), backend)
-        outcome = None if source.revision else fit.run(warms_up)
+        fit = DirectFit(plan, Problem(problem.model, source, *given), backend, warms_up=warms_up)
+        outcome = None if source.revision else fit.run()
     return None if outcome is None else fit.result(outcome, depth=5)
 
 
@@ -119,6 +121,8 @@ class DirectFit:
         Counts and moments of the data, where they are known.
     ran : Ran, optional
         What phases 1 and 2 have done, where they ran elsewhere.
+    warms_up : bool
+        Whether phase 1 runs.
 
     Attributes
     ----------
@@ -137,25 +141,49 @@ class DirectFit:
         backend: Backend,
         summary: DataSummary | None = None,
         ran: Ran | None = None,
+        *,
+        warms_up: bool = True,
     ) -> None:
         self.stamps = [stamp()]
-        self.problem, self._plan, self._backend = problem, plan, backend
-        model, source = problem.model, problem.source
-        self.summary = summary or summarize(source, model.x, plan.options.data.validate, backend)
+        self.problem, self._plan, self._backend, self._warms_up = problem, plan, backend, warms_up
+        assert isinstance(problem.source, RetryingSource)
+        self._source = problem.source
+        self._part = sample_of(problem, plan.options) if warms_up else self._source
+        self._first: NormalSums | None = None  # at p0, where the rows are read only once for all that is first asked
+        self.summary = summary or self._look()
         self.state = first_state(problem, plan.options, self.summary)
         self._opinion: list[Event] = []
         self._counted: dict[bool, DataObjective] = {}
         self._phases = ran or Ran()
-        self._warms_up = True
 
-    def run(self, warms_up: bool) -> Outcome | None:
+    def _look(self) -> DataSummary:
+        """Counts and moments of the data; where rows have to be read, also the sums at p0, and the sample."""
+        problem, backend, source, part = self.problem, self._backend, self._source, self._part
+        given = (problem.model.x, self._plan.options.data.validate, backend)
+        p, elsewhere = problem.model.n_params, spread_rows(source) is not None
+        if source.n_rows <= RESIDENT_ROWS or source.is_held or elsewhere or len(problem.p0) != p:
+            return summarize(source, *given)
+        into, kernel = Accumulator(p, 2), backend.compile(problem.model.program, source.dtype)
+
+        def tap(chunk: Chunk) -> None:
+            backend.reduce(kernel, backend.put(chunk, source.dtype), problem.p0, 2, into)
+
+        taker = part.taker() if isinstance(part, SampleSource) else None
+        summary = summarize(TappedSource(source, [tap] if taker is None else [tap, taker]), *given)
+        self._first = into.result()
+        return summary
+
+    def run(self) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
-        options, source, self._warms_up = self._plan.options, self.problem.source, warms_up
-        part = sample_of(self.problem, options) if warms_up else source
+        source, warms_up = self._source, self._warms_up
+        if self._first is not None:
+            self.state = self.state.having(sums=self._first)
         self.stamps.append(stamp())
         try:
             with WholePasses(self._one_pass, len(self.state.theta), source.n_rows) as whole:
-                end = self._iterated(part, warms_up, whole)
+                if self._first is not None:
+                    whole.see(self.state.theta, self._first)
+                end = self._iterated(whole)
         except _Changed:
             return None
         if end is None:
@@ -171,9 +199,9 @@ class DirectFit:
                 sink(event)
         return outcome
 
-    def _iterated(self, part: Source, warms_up: bool, whole: WholePasses) -> FitState | None:
+    def _iterated(self, whole: WholePasses) -> FitState | None:
         """Phases 1 and 2; as far as they came where the user stopped them, None to begin anew in `Fit`."""
-        plan, source = self._plan, self.problem.source
+        plan, source, part, warms_up = self._plan, self._source, self._part, self._warms_up
         smaller = () if part is source else (thinned(part, plan.options), part)
         rows = self._engine.resident() or whole.resident
         objective = self._objective(source)
@@ -189,7 +217,7 @@ class DirectFit:
             end = None
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
             return self._left_by(whole)
-        return self._seconded(end, part, warms_up, whole, rows)
+        return self._seconded(end, whole, rows)
 
     def stopped(self, whole: WholePasses) -> FitResult:
         """The result of a fit that the user has stopped after its first pass."""
@@ -201,8 +229,7 @@ class DirectFit:
 
     def result(self, outcome: Outcome, depth: int) -> FitResult:
         """What the user gets; `depth` calls up is who is warned."""
-        source, options = self.problem.source, self._plan.options
-        assert isinstance(source, RetryingSource)
+        source, options = self._source, self._plan.options
         warn_of(self.problem.model, outcome, depth=depth)
         observed = Observed(self.passes, self.steps_to(outcome), self._backend, lambda: self.diagnose(outcome))
         return result_of(self.problem, source, options, outcome, self.summary, observed, self.notes())
@@ -225,22 +252,20 @@ class DirectFit:
     def _one_pass(self, theta: Floats) -> NormalSums:
         """Over all rows, for native code."""
         sums = self._engine.run(theta, 2)
-        if self.problem.source.revision:  # some could not be read: what was known of the data is of others
+        if self._source.revision:  # some could not be read: what was known of the data is of others
             raise _Changed
         return sums
 
-    def _seconded(
-        self, end: FitState, part: Source, warms_up: bool, whole: WholePasses, rows: Resident
-    ) -> FitState:
+    def _seconded(self, end: FitState, whole: WholePasses, rows: Resident) -> FitState:
         """The answer, or where a second opinion led; as `Fit` has it."""
-        options, stands, given = self._plan.options, False, (self.summary.spread, warms_up)
+        options, part, stands, given = self._plan.options, self._part, False, (self.summary.spread, self._warms_up)
         try:
             while not stands and (look := look_at(self.problem, options, end, part, *given)) is not None:
                 objective, tell = self._objective(part), self._opinion.append
                 start = second_opinion(self.problem, options, self._backend, end, objective, look, tell)
                 if start is None:
                     break
-                found = advance(self._plan.newton, start, self._objective(self.problem.source), tell=False, rows=rows)
+                found = advance(self._plan.newton, start, self._objective(self._source), tell=False, rows=rows)
                 if whole.failure is not None:
                     raise whole.failure
                 if found is None:
@@ -255,7 +280,7 @@ class DirectFit:
 
     def _objective(self, part: Source) -> DataObjective:
         """Over all rows, with a sample unless `part` is all of them; the same at every call."""
-        source, p, weight = self.problem.source, len(self.state.theta), self.summary.weight
+        source, p, weight = self._source, len(self.state.theta), self.summary.weight
         known = self._counted.get(part is not source)
         if known is None:
             sample = None if part is source else lambda: DataObjective(self._engine_over(part), p, lambda _: None)
@@ -268,12 +293,13 @@ class DirectFit:
         options = self._plan.options
         known = (self.summary.n_residuals, self.problem.absolute_sigma)
         ending = Ending(*known, options.checks.covariance_method, options.gauss_newton.tol)
-        return conclude(end, lambda: self._objective(self.problem.source), ending)
+        return conclude(end, lambda: self._objective(self._source), ending)
 
     @property
     def passes(self) -> int:
         """Over all rows."""
-        return self._phases.passes + sum(each.passes for each in self._counted.values())
+        own = sum(each.passes for each in self._counted.values())
+        return self._phases.passes + own + (self._first is not None)
 
     def steps_to(self, outcome: Outcome) -> int:
         """Of phases 1 and 2."""
@@ -292,10 +318,10 @@ class DirectFit:
     @cached_property
     def _engine(self) -> LocalEngine | SpreadEngine:
         """Over all rows."""
-        return engine_over(self._backend, self.problem.model.program, self.problem.source)
+        return engine_over(self._backend, self.problem.model.program, self._source)
 
     def _engine_over(self, source: Source) -> LocalEngine | SpreadEngine:
-        if source is self.problem.source:
+        if source is self._source:
             return self._engine
         return engine_over(self._backend, self.problem.model.program, source)
 

@@ -213,7 +213,7 @@ class NativePhases(Ran):
         if rows is None:
             return None
         told = self._plan.told(self._summary, total_weight(part.source) / self._summary.weight, mode)
-        return NativeRun(state, rows, told, asked, self._plan.warmup.memory)
+        return NativeRun(state.having(sums=None), rows, told, asked, self._plan.warmup.memory)
 
     def _warmed(self, run: NativeRun) -> int:
         """Run phase 1, as far as it is asked for; its passes."""

@@ -80,11 +80,15 @@ class WholePasses:
         size = sums_size(self._n_params, 2)
         for part, place in ((sums.high, state), (sums.low, state + size * _DOUBLE)):
             ctypes.memmove(place, address_of(part), size * _DOUBLE)
+        self.see(point, sums)
+        return 0
+
+    def see(self, point: Floats, sums: NormalSums) -> None:
+        """Take note of a pass."""
         if self.best is None:
             self.first = sums.sse
         if self.best is None or sums.sse < self.best[1].sse:
             self.best = point, sums
-        return 0
 
 
 def _measure(_lo: int, _hi: int, columns: int, theta: int, state: int) -> int:

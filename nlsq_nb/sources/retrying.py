@@ -169,6 +169,22 @@ class RetryingSource:
             return None
         return self._runs(reader, read_rows, ranges)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether all chunks are in memory as they are."""
+        return self._held is not None and self._held() is not None
+
+    @property
+    def can_jump(self) -> bool:
+        """Whether `runs` has something to give."""
+        if hasattr(self.inner, "runs"):
+            return True
+        reader = None if self._reader is None else self._reader()
+        try:
+            return hasattr(reader, "read_rows")
+        finally:
+            close(reader)
+
     def _at_once(self, gathered: Callable[[], Iterator[Chunk]]) -> Iterator[Chunk] | None:
         """Rows that come together, or None after too many faults: a pass finds which chunk it is."""
         for attempt in range(self._retries + 1):

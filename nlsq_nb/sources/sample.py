@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -70,12 +70,31 @@ class SampleSource:
         """The rows of the sample in order; see `Source.chunks`."""
         held, revision = self._held, self._source.revision
         if held is None or held[0] != revision:
-            held = self._held = (revision, list(self._gathered()))
+            held = self._held = (revision, list(self._gathered(list(self._parts()))))
         return iter(held[1])
 
-    def _gathered(self) -> Iterator[Chunk]:
-        """The rows, copied from the source."""
-        parts = list(self._parts())
+    def taker(self) -> Callable[[Chunk], None] | None:
+        """What takes the rows from a pass over the source that somebody makes anyway.
+
+        Returns
+        -------
+        callable or None
+            To be given every chunk; the rows are held when it has seen the last. None where the rows are
+            had without a pass.
+        """
+        if self._held is not None or (self._is_far and getattr(self._source, "can_jump", False)):
+            return None
+        parts, revision = list[Chunk](), self._source.revision
+
+        def take(chunk: Chunk) -> None:
+            parts.extend(self._cut(chunk))
+            if chunk.start + chunk.n_rows == self._source.n_rows and self._source.revision == revision:
+                self._held = (revision, list(self._gathered(parts)))
+
+        return take
+
+    def _gathered(self, parts: list[Chunk]) -> Iterator[Chunk]:
+        """The rows as chunks."""
         if not parts:
             raise SourceError("none of the rows that were drawn as a sample can be read")
         if len(parts) == 1 and parts[0].n_rows <= _STEP:
@@ -99,19 +118,27 @@ class SampleSource:
 
     def _parts(self) -> Iterator[Chunk]:
         """Copies of the rows of the sample, from where they are, or picked out of a pass."""
-        far = self._n_runs * _APART < self._source.n_rows
-        runs = getattr(self._source, "runs", lambda ranges: None)(self._runs()) if far else None
+        runs = getattr(self._source, "runs", lambda ranges: None)(self._runs()) if self._is_far else None
         if runs is None:
             for chunk in self._source.chunks():
-                rows = self._rows
-                if chunk.n_rows < self._source.n_rows:
-                    lo, hi = rows.searchsorted((chunk.start, chunk.start + chunk.n_rows)).tolist()
-                    rows = rows[lo:hi] - chunk.start
-                if len(rows):
-                    yield _picked(chunk.host(), rows)
+                yield from self._cut(chunk)
             return
         for run in runs:
             yield _copy(run)
+
+    @property
+    def _is_far(self) -> bool:
+        """Whether the rows are so far apart that most of the others need not be read."""
+        return self._n_runs * _APART < self._source.n_rows
+
+    def _cut(self, chunk: Chunk) -> Iterator[Chunk]:
+        """The rows of the sample in a chunk, if there are any."""
+        rows = self._rows
+        if chunk.n_rows < self._source.n_rows:
+            lo, hi = rows.searchsorted((chunk.start, chunk.start + chunk.n_rows)).tolist()
+            rows = rows[lo:hi] - chunk.start
+        if len(rows):
+            yield _picked(chunk.host(), rows)
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -14,10 +15,12 @@ import pytest
 
 from nlsq_nb import HDF5Source, Model, api, curve_fit, whole
 from nlsq_nb.backends.cpu import CpuBackend, available_cores
+from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.engines.local import RESIDENT_ROWS
-from nlsq_nb.errors import SourceError
+from nlsq_nb.errors import DataError, NumericsError, SourceError
 from nlsq_nb.phases.state import StopReason
 from nlsq_nb.sources import retrying
+from nlsq_nb.sources.sample import ScatteredSource
 
 from .test_compiled import direct, no_plain_fit, plain, same_in_bits
 
@@ -240,3 +243,88 @@ def test_a_forked_process_has_threads_of_its_own():
     child.join()
     assert found == here
     assert threads > 1 or available_cores() == 1
+
+
+def batches_of(x, y, calls, rows=10_000):
+    """A function that returns a fresh iterator at every call, and how many batches each gave."""
+
+    def begin():
+        calls.append(0)
+        for lo in range(0, len(x), rows):
+            calls[-1] += 1
+            yield x[lo : lo + rows], y[lo : lo + rows]
+
+    return begin
+
+
+def test_the_first_pass_over_rows_that_are_read_serves_for_all_that_is_first_asked():
+    calls, whole_pass = [], -(-N // 10_000)
+    found = curve_fit(MODEL, batches_of(X, Y, calls), p0=START)
+    # two looks at the first batch; rows are counted; moments, sums at p0 and sample; then the other passes
+    assert calls == [1, 1, *[whole_pass] * (1 + found.nfev)]
+    expected = fit()
+    assert found.nfev == expected.nfev
+    for name in ("popt", "pcov", "sse"):
+        assert np.asarray(getattr(found, name)).tobytes() == np.asarray(getattr(expected, name)).tobytes()
+
+
+@pytest.mark.parametrize("options", [{"method": "trf"}, {"second_opinion": True}, BOUNDS, {"warmup_sample_size": N}])
+def test_other_fits_of_rows_that_are_read_have_the_bits_of_arrays(options):
+    found, expected = curve_fit(MODEL, batches_of(X, Y, []), p0=START, **options), fit("general", **options)
+    assert found.nfev == expected.nfev
+    assert found.popt.tobytes() == expected.popt.tobytes()
+    assert found.pcov.tobytes() == expected.pcov.tobytes()
+
+
+@pytest.mark.parametrize("rows", [np.arange(0, N, 7), np.arange(N - 9000, N)])
+def test_a_sample_taken_from_a_pass_is_that_of_a_pass_of_its_own(rows):
+    def chunks():
+        return [Chunk(lo, (X[lo : lo + 8192],), (Y[lo : lo + 8192],)) for lo in range(0, N, 8192)]
+
+    source = SimpleNamespace(n_rows=N, revision=0, dtype=np.dtype(float), chunks=lambda: iter(chunks()))
+    own, taken = ScatteredSource(source, rows), ScatteredSource(source, rows)
+    take = taken.taker()
+    for chunk in chunks():
+        take(chunk)
+    source.chunks = None  # it is not read again
+    (a,), source.chunks = list(taken.chunks()), lambda: iter(chunks())
+    (b,) = list(own.chunks())
+    np.testing.assert_array_equal(a.x[0], b.x[0])
+    np.testing.assert_array_equal(a.y[0], Y[rows])
+    assert taken.taker() is None
+
+
+def test_data_and_starts_that_cannot_be_fitted_are_named_as_those_in_memory_are():
+    bad = Y.copy()
+    bad[N - 5] = np.nan
+    for x, y, start, error, words in (
+        (X, bad, START, DataError, f"row {N - 5}"),
+        (X, Y, (1.0, -800.0, 1.0), NumericsError, "not finite"),
+        (X, Y, (1.0, 1.0), DataError, "p0"),
+    ):
+        said = []
+        for data in ((x, y), (batches_of(x, y, []),)):
+            with pytest.raises(error, match=words) as found:
+                curve_fit(MODEL, *data, p0=start)
+            said.append(str(found.value))
+        assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_ctrl_c_while_rows_are_read_gives_the_best_point(at):
+    calls, begin = [], batches_of(X, Y, [])
+
+    def stopping():
+        calls.append(None)
+        for k, batch in enumerate(begin()):
+            if len(calls) == 3 + at and k == 5:
+                raise KeyboardInterrupt
+            yield batch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stopped = curve_fit(MODEL, stopping, p0=START)
+    assert stopped.status is StopReason.INTERRUPTED
+    assert (stopped.popt.tolist() == list(START)) == (at == 2)
+    a, b, c = stopped.popt
+    assert stopped.sse == pytest.approx(float(np.sum((Y - a * np.exp(-b * X) - c) ** 2)), rel=1e-12)
