@@ -209,14 +209,14 @@ class DirectFit:
         self._phases = phases
         try:
             if warms_up and not phases.warm():
-                return self._left_by(whole)
+                return self._left_by(phases, whole, rows)
             self.stamps.append(stamp())
             end = phases.converge()
         except KeyboardInterrupt as stopped:
             whole.failure = stopped
             end = None
         if end is None or end.sums is None or not end.sums.sse <= end.first_sse:
-            return self._left_by(whole)
+            return self._left_by(phases, whole, rows)
         return self._seconded(end, whole, rows)
 
     def stopped(self, whole: WholePasses) -> FitResult:
@@ -234,12 +234,13 @@ class DirectFit:
         observed = Observed(self.passes, self.steps_to(outcome), self._backend, lambda: self.diagnose(outcome))
         return result_of(self.problem, source, options, outcome, self.summary, observed, self.notes())
 
-    def _left_by(self, whole: WholePasses) -> FitState | None:
+    def _left_by(self, phases: NativePhases, whole: WholePasses, rows: Resident) -> FitState | None:
         """What there is where native code gave up."""
-        if whole.failure is None:
+        if whole.failure is None and not (rows is whole.resident and phases.is_broken):
             return None
-        if whole.best is None or not isinstance(whole.failure, KeyboardInterrupt):
-            raise whole.failure
+        failure = whole.lost()
+        if whole.best is None or not isinstance(failure, KeyboardInterrupt):
+            raise failure
         return self._best_of(whole)
 
     def _best_of(self, whole: WholePasses) -> FitState:
@@ -266,8 +267,8 @@ class DirectFit:
                 if start is None:
                     break
                 found = advance(self._plan.newton, start, self._objective(self._source), tell=False, rows=rows)
-                if whole.failure is not None:
-                    raise whole.failure
+                if whole.failure is not None or (found is None and rows is whole.resident):
+                    raise whole.lost()
                 if found is None:
                     break
                 before, end = sums_of(end).sse, better(end, found[0])

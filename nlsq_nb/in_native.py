@@ -169,6 +169,11 @@ class NativePhases(Ran):
         self.passes += int(run.found[at.PASSES])
         return reached(run, self._state, run.found[at.FIRST_SSE] if first is None else first)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a pass over all rows ended the last run."""
+        return self._run is not None and bool(self._run.found and self._run.found[at.BROKEN])
+
     def _warm_on(self) -> bool:
         """Layers 1 and 2 on all rows, phase 1 on few, phase 2 on the sample, layer 3 on all rows."""
         plan, state, rows = self._plan, self._state, self._rows

@@ -98,7 +98,7 @@ class NativeRun:
             w[begin : begin + size], w[begin + size : begin + 2 * size] = sums.high, sums.low
         bounded = max(state.lower.tolist()) > -math.inf or min(state.upper.tolist()) < math.inf
         task[: 4 + len(asked)] = (rows.kernel, rows.n_rows, given, bounded, *asked)
-        task[-len(rows.columns) :], task[at.SPAN] = rows.columns, rows.span
+        task[-len(rows.columns) :], task[at.SPAN], task[at.DONE] = rows.columns, rows.span, rows.done
         self._rows, self.stop, self.found = rows, 0, list[float]()
 
     @classmethod

@@ -146,7 +146,8 @@ class _Run:
         if rows is None:
             task[at.ROWS], task[-len(columns) :] = len(columns[0]), [address_of(c) for c in columns]
         else:
-            task[at.KERNEL], task[at.ROWS], task[at.SPAN] = rows.kernel, rows.n_rows, rows.span
+            task[at.KERNEL], task[at.ROWS] = rows.kernel, rows.n_rows
+            task[at.SPAN], task[at.DONE] = rows.span, rows.done
             (task[-len(columns)],) = rows.columns
         space[shape.one - 2 * p : shape.one + p] = [*[abs(value) or 1.0 for value in start], *start, *theta]
         self._kept = columns  # for as long as their addresses are used
@@ -250,6 +251,11 @@ class PlainPhases:
         self.numbers = np.frombuffer(run.space, np.float64, shape.log).copy()
         self._run, self._columns = None, ()
         return ended == OPTIMUM and self.found[at.SSE] <= self.warmed[at.FIRST_SSE]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether a pass over all rows ended the last phase."""
+        return bool((self.found if self._run is None else self._run.space)[at.BROKEN])
 
     def _on_sample(self, run: _Run) -> bool:
         """Phase 1 on few rows, phase 2 on the sample, layer 3 on all rows; see `NativePhases`."""

@@ -166,6 +166,8 @@ class _PlainFit:
                 ended = self._iterated(columns, whole.resident)
             except KeyboardInterrupt as failure:
                 whole.failure, ended = failure, False
+            if not ended and whole.failure is None and self.phases.is_broken:
+                whole.failure = whole.lost()
         return ended and whole.failure is None and self._stands(columns)
 
     def _iterated(self, columns: tuple[Floats, ...], whole: Resident | None) -> bool:

@@ -22,6 +22,8 @@ Floats = NDArray[np.float64]
 _DOUBLE, _KEY = ctypes.sizeof(ctypes.c_double), ctypes.c_int64
 _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int32, _KEY, _KEY, *(ctypes.c_void_p,) * 3)
 
+_ANSWERED = 1
+
 _open: dict[int, WholePasses] = {}
 _keys = itertools.count(1)
 
@@ -30,7 +32,8 @@ class WholePasses:
     """A kernel for native code that sums over all rows in one call, by Python: threads, files, a cluster.
 
     It is there as long as it is entered. What goes wrong in a pass, Ctrl-C too, ends the native code and
-    waits in `failure` for whom called that.
+    waits in `failure` for whom called that. Ctrl-C before a pass has begun is told by Python as an exception that
+    ctypes ignores; the call returns 0 then, as if it had not been answered.
 
     Parameters
     ----------
@@ -53,7 +56,7 @@ class WholePasses:
         self._run: Callable[[Floats], NormalSums] | None = run
         self._n_params = n_params
         self._key = next(_keys)
-        self.resident = Resident(_ADDRESS, (self._key,), n_rows, None, n_rows)
+        self.resident = Resident(_ADDRESS, (self._key,), n_rows, None, n_rows, _ANSWERED)
         self.failure: BaseException | None = None
         self.first = math.nan
         self.best: tuple[Floats, NormalSums] | None = None
@@ -68,20 +71,18 @@ class WholePasses:
         del _open[self._key]
         self._run = None  # who runs the fit may hold on to this
 
-    def measure(self, theta: int, state: int) -> int:
-        """One pass at the parameters at an address, its sums to another: 0, or 1 where it failed."""
+    def measure(self, theta: int, state: int) -> None:
+        """One pass at the parameters at an address, its sums to another."""
         assert self._run is not None
         point = np.array((ctypes.c_double * self._n_params).from_address(theta))
-        try:
-            sums = self._run(point)
-        except BaseException as failure:  # noqa: BLE001 - goes to who called native code
-            self.failure = failure
-            return 1
-        size = sums_size(self._n_params, 2)
+        sums, size = self._run(point), sums_size(self._n_params, 2)
+        self.see(point, sums)
         for part, place in ((sums.high, state), (sums.low, state + size * _DOUBLE)):
             ctypes.memmove(place, address_of(part), size * _DOUBLE)
-        self.see(point, sums)
-        return 0
+
+    def lost(self) -> BaseException:
+        """Why a pass was not answered."""
+        return self.failure or KeyboardInterrupt()
 
     def see(self, point: Floats, sums: NormalSums) -> None:
         """Take note of a pass."""
@@ -93,8 +94,15 @@ class WholePasses:
 
 def _measure(_lo: int, _hi: int, columns: int, theta: int, state: int) -> int:
     """What native code calls: the first and only column is the key of the passes."""
-    passes = _open.get(_KEY.from_address(columns).value)
-    return 1 if passes is None else passes.measure(theta, state)
+    passes = None
+    try:
+        passes = _open[_KEY.from_address(columns).value]
+        passes.measure(theta, state)
+    except BaseException as failure:  # noqa: BLE001 - goes to who called native code
+        if passes is not None:
+            passes.failure = failure
+        return 0
+    return _ANSWERED
 
 
 _CALLED = _SIGNATURE(_measure)

@@ -117,7 +117,7 @@ class Resident:
     Attributes
     ----------
     kernel : int
-        Address of (lo, hi, columns, theta, state): folds sums of order 2 into `state`; 0 if it could.
+        Address of (lo, hi, columns, theta, state): folds sums of order 2 into `state`, and returns `done` if it could.
     columns : tuple of int
         Addresses of the columns of x, y and w.
     n_rows : int
@@ -126,6 +126,8 @@ class Resident:
         Keeps both where they are.
     span : int
         Rows of one call, the last of which may have fewer; the sums of calls are added in the order of the rows.
+    done : int
+        See `kernel`.
     """
 
     kernel: int
@@ -133,3 +135,4 @@ class Resident:
     n_rows: int
     owner: Any
     span: int = SEGMENT
+    done: int = 0

@@ -1,5 +1,6 @@
 """Fits of more rows than native code sums by itself: it asks for the passes, and everything else stays the same."""
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -116,10 +117,11 @@ class Broken:
     """Passes over all rows, one of which ends with an error."""
 
     def __init__(self, patch, error, at):
-        self.points, reduce, raised = [], CpuBackend.reduce, []
+        self.points, self.after, reduce, raised = [], 0, CpuBackend.reduce, []
 
         def failing(backend, kernel, chunk, theta, order, into):
             if chunk.n_rows == N and kernel.program.n_params == 3:
+                self.after += bool(raised)
                 if len(self.points) == at and not raised:
                     raised.append(error)
                     raise error
@@ -141,6 +143,7 @@ def test_ctrl_c_in_a_pass_gives_the_best_point(way, at, monkeypatch):
     sse = [float(np.sum((Y - (a * np.exp(-b * X) + c)) ** 2)) for a, b, c in broken.points]
     assert stopped.sse == pytest.approx(min(sse), rel=1e-12)
     assert stopped.popt.tolist() == broken.points[int(np.argmin(sse))].tolist()
+    assert broken.after == 0
     assert least <= stopped.sse
     names = [entry["name"] for entry in stopped.streaming_diagnostics["phase_history"]]
     assert len(names) == 4
@@ -165,10 +168,28 @@ def test_an_error_in_a_pass_is_shown_as_it_is(way, at, monkeypatch):
     assert not whole._open
 
 
+@pytest.mark.parametrize("way", ["plain", "general"])
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_pass_that_is_not_answered_is_ctrl_c(way, at, monkeypatch):
+    """Python raises it before the first line of what native code calls, and ctypes drops it there."""
+    calls = []
+
+    def unanswered(*given):
+        calls.append(given)
+        return 0 if len(calls) == 1 + at else whole._measure(*given)
+
+    called = whole._SIGNATURE(unanswered)
+    monkeypatch.setattr(whole, "_ADDRESS", ctypes.cast(called, ctypes.c_void_p).value)
+    stopped = fit(way)
+    assert stopped.status is StopReason.INTERRUPTED
+    assert (stopped.popt.tolist() == list(START)) == (at == 1)
+    assert len(calls) == 1 + at
+
+
 def test_passes_that_are_over_are_not_called():
     passes = whole.WholePasses(lambda theta: pytest.fail("called"), 3, N)
     key = np.array(passes.resident.columns, dtype=np.int64)
-    assert whole._measure(0, N, key.ctypes.data, 0, 0) == 1
+    assert whole._measure(0, N, key.ctypes.data, 0, 0) != passes.resident.done
     with passes:
         assert whole._open == {passes.resident.columns[0]: passes}
 

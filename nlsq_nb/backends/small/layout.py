@@ -64,8 +64,9 @@ trial."""
     ADAPTS,  # whether layer 2 is on
     WEIGHTED,  # whether a survey finds weights behind y
     SPAN,  # rows of a call of the kernel
-) = range(13)
-ASKED = 13
+    DONE,  # what it returns if it could
+) = range(14)
+ASKED = 14
 (
     P,  # parameters
     M,  # linear ones among them

@@ -10,6 +10,7 @@ from nlsq_nb.backends.small.layout import (
     BOUNDED,
     BROKEN,
     CHANGE,
+    DONE,
     FIRST_SSE,
     GIVEN,
     GIVEN_SSE,
@@ -66,7 +67,9 @@ def unpack(task: Ints, w: Floats, at: int) -> float:
 
 @native
 def measure(task: Ints, w: Floats, at: int) -> float:
-    """One pass of order 2: the sse, with g and H filled; inf where anything is not finite."""
+    """One pass of order 2: the sse, with g and H filled; inf where anything is not finite, and once a pass failed."""
+    if w[BROKEN] > 0.0:
+        return math.inf
     rows, state, size = task[ROWS], at + task[SUMS], task[SIZE]
     part = state + 2 * size
     w[PASSES] += 1.0
@@ -75,7 +78,7 @@ def measure(task: Ints, w: Floats, at: int) -> float:
         into = part if lo > 0 else state
         for k in range(2 * size):
             w[into + k] = 0.0
-        if call_kernel(task[KERNEL], lo, min(lo + span, rows), task, task[TABLE], w, at, into) != 0:
+        if call_kernel(task[KERNEL], lo, min(lo + span, rows), task, task[TABLE], w, at, into) != task[DONE]:
             w[BROKEN] = 1.0
             return math.inf
         if lo > 0:
