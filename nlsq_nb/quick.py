@@ -196,27 +196,25 @@ class _PlainFit:
 
     def _stands(self, columns: tuple[Floats, ...]) -> bool:
         """Whether nothing speaks against the optimum."""
-        phases = self.phases
-        return 0.0 < phases.found[at.CONDITION] <= ILL and not self._is_doubtful(columns) and self._has_errors()
+        if not 0.0 < self.phases.found[at.CONDITION] <= ILL:
+            return False
+        self._take_numbers()
+        return not self._is_doubtful(columns) and all(map(math.isfinite, self.pcov.diagonal().tolist()))
 
-    def _has_errors(self) -> bool:
-        """Whether all variances are numbers."""
-        phases, p = self.phases, len(self.start)
-        begin = self.known.shape.inverse
+    def _take_numbers(self) -> None:
+        """Where phase 2 has ended: the parameters, the sums and the covariance."""
+        shape, phases, p = self.known.shape, self.phases, len(self.start)
+        w, begin, middle = phases.numbers, shape.one + shape.sums, shape.one + shape.sums + shape.n_sums
+        self.popt = w[shape.one : shape.one + p].copy()
+        self.sums = w[begin:middle] + w[middle : middle + shape.n_sums]
         variance = 1.0 if self.absolute else phases.found[at.SSE] / (self.n - p)
-        self.pcov = phases.numbers[begin : begin + p * p].reshape(p, p) * variance
-        return all(map(math.isfinite, self.pcov.diagonal().tolist()))
+        self.pcov = w[shape.inverse : shape.inverse + p * p].reshape(p, p) * variance
 
     def _is_doubtful(self, columns: tuple[Floats, ...]) -> bool:
         """Whether anything calls for a second opinion."""
-        shape, ran, checked = self.known.shape, self.phases, self.drawn.checked
+        ran, checked = self.phases, self.drawn.checked
         rows = self.n if checked is None else len(checked)
-        w = ran.numbers
-        begin, middle = shape.one + shape.sums, shape.one + shape.sums + shape.n_sums
-        self.popt = w[shape.one : shape.one + shape.n_params].copy()
-        self.sums = w[begin:middle] + w[middle : middle + shape.n_sums]
-        sse, first = ran.found[at.SSE], ran.warmed[at.FIRST_SSE]
-        left = Left(sse, first, ran.signal, ran.spread, rows - shape.n_params)
+        left = Left(ran.found[at.SSE], ran.warmed[at.FIRST_SSE], ran.signal, ran.spread, rows - len(self.start))
         theta, sums = self.popt.tolist(), self.sums.tolist()
         if left.is_exact or any(left.doubts(theta[k] * theta[k] * sums[place] for k, place in self.known.linear)):
             return True
