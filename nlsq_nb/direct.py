@@ -20,11 +20,11 @@ from nlsq_nb.backends.small import layout as at
 from nlsq_nb.codegen.ir import OpaqueProgram
 from nlsq_nb.compiled import LEFT_OUT, advance, are_plain
 from nlsq_nb.config.groups import Groups
-from nlsq_nb.core.chunk import Chunk, Resident
-from nlsq_nb.core.sums import Accumulator, NormalSums
+from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.drawn import sample_of, sample_size, thinned
 from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
-from nlsq_nb.engines.spread import SpreadEngine, engine_over, spread_rows
+from nlsq_nb.engines.spread import SpreadEngine, engine_over
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.in_native import NativePhases, NativePlan, Ran, plan_of
@@ -34,7 +34,7 @@ from nlsq_nb.observe.recording import TelemetryObserver
 from nlsq_nb.observe.telemetry import DefenseLayerTelemetry, get_defense_telemetry
 from nlsq_nb.opinion import look_at, second_opinion
 from nlsq_nb.outcome import Observed, diagnostics, followed, result_of, warn_of
-from nlsq_nb.outset import first_state, retrying
+from nlsq_nb.outset import first_look, first_state, retrying
 from nlsq_nb.phases.finalize import Outcome
 from nlsq_nb.phases.refine import Ending, conclude
 from nlsq_nb.phases.setup import better
@@ -44,10 +44,8 @@ from nlsq_nb.problem import Problem
 from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.result import FitResult
 from nlsq_nb.retold import MODES, counted
-from nlsq_nb.scan import DataSummary, summarize
+from nlsq_nb.scan import DataSummary
 from nlsq_nb.sources.retrying import RetryingSource
-from nlsq_nb.sources.sample import SampleSource
-from nlsq_nb.sources.tapped import TappedSource
 from nlsq_nb.whole import WholePasses
 
 __all__ = ["DirectFit", "fit_directly", "stamp"]
@@ -149,29 +147,14 @@ class DirectFit:
         assert isinstance(problem.source, RetryingSource)
         self._source = problem.source
         self._part = sample_of(problem, plan.options) if warms_up else self._source
-        self._first: NormalSums | None = None  # at p0, where the rows are read only once for all that is first asked
-        self.summary = summary or self._look()
+        first = None  # sums at p0, where the first reading of the rows serves for these too
+        if summary is None:
+            summary, first = first_look(problem, plan.options, backend, self._part)
+        self.summary, self._first = summary, first
         self.state = first_state(problem, plan.options, self.summary)
         self._opinion: list[Event] = []
         self._counted: dict[bool, DataObjective] = {}
         self._phases = ran or Ran()
-
-    def _look(self) -> DataSummary:
-        """Counts and moments of the data; where rows have to be read, also the sums at p0, and the sample."""
-        problem, backend, source, part = self.problem, self._backend, self._source, self._part
-        given = (problem.model.x, self._plan.options.data.validate, backend)
-        p, elsewhere = problem.model.n_params, spread_rows(source) is not None
-        if source.n_rows <= RESIDENT_ROWS or source.is_held or elsewhere or len(problem.p0) != p:
-            return summarize(source, *given)
-        into, kernel = Accumulator(p, 2), backend.compile(problem.model.program, source.dtype)
-
-        def tap(chunk: Chunk) -> None:
-            backend.reduce(kernel, backend.put(chunk, source.dtype), problem.p0, 2, into)
-
-        taker = part.taker() if isinstance(part, SampleSource) else None
-        summary = summarize(TappedSource(source, [tap] if taker is None else [tap, taker]), *given)
-        self._first = into.result()
-        return summary
 
     def run(self) -> Outcome | None:
         """All phases; None to begin anew in `Fit`."""
