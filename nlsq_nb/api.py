@@ -15,6 +15,7 @@ from nlsq_nb.config.given import config_from
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import is_on_device
 from nlsq_nb.direct import fit_directly
+from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.errors import ConfigError, UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.guessed import with_guess
@@ -179,6 +180,8 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
                 result = fit_directly(problem, options, where, warms_up=warms_up)
             except KeyboardInterrupt:  # as in `_at_once`
                 stopped = True
+        if stopped and problem.source.n_rows > RESIDENT_ROWS:  # nothing is known, and it takes passes to learn more
+            raise KeyboardInterrupt
         if result is None:
             fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
             result = fit.run(stopped=stopped)

@@ -101,7 +101,7 @@ def _is_plain(problem: Problem, options: Groups, warms_up: bool) -> bool:
 
 
 class _Changed(Exception):
-    """Rows could not be read, or weigh something else."""
+    """Rows that were read before could not be read."""
 
 
 class DirectFit:
@@ -175,7 +175,7 @@ class DirectFit:
         outcome = self._concluded(end)
         if source.revision:
             return None
-        self.stamps.append(stamp())
+        self._let_go()
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
             for event in self._events():
@@ -207,8 +207,17 @@ class DirectFit:
         end = self._best_of(whole)
         self.stamps.append(stamp())
         outcome = self._concluded(end)
-        self.stamps.append(stamp())
+        self._let_go()
         return self.result(outcome, depth=8)
+
+    def _let_go(self) -> None:
+        """The end: results are kept by the thousand, so the sample and the arrays of the phases go."""
+        self.stamps.append(stamp())
+        ran, counted = self._phases, self._counted.values()
+        passes = ran.passes + sum(each.passes for each in counted) + (self._first is not None)
+        sampled = ran.sample_passes + sum(each.sample_passes for each in counted)
+        self._phases = Ran(passes, sampled, ran.warmup, ran.found, ran.marks)
+        self._counted, self._part, self._first = {}, self._source, None
 
     def result(self, outcome: Outcome, depth: int) -> FitResult:
         """What the user gets; `depth` calls up is who is warned."""
@@ -282,8 +291,7 @@ class DirectFit:
     @property
     def passes(self) -> int:
         """Over all rows."""
-        own = sum(each.passes for each in self._counted.values())
-        return self._phases.passes + own + (self._first is not None)
+        return self._phases.passes
 
     def steps_to(self, outcome: Outcome) -> int:
         """Of phases 1 and 2."""
@@ -319,8 +327,7 @@ class DirectFit:
     def diagnose(self, outcome: Outcome) -> dict[str, Any]:
         """`streaming_diagnostics`."""
         telemetry, history = DefenseLayerTelemetry(), PhaseHistory()
-        own = self._counted[True].sample_passes if True in self._counted else 0
-        passes = (self.passes, self._phases.sample_passes + own)
+        passes = (self.passes, self._phases.sample_passes)
         sink, phase = TelemetryObserver(telemetry), 1
         for done in self._done(outcome):
             history(PhaseStarted(done.number, done.name))

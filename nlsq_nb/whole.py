@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 _DOUBLE, _KEY = ctypes.sizeof(ctypes.c_double), ctypes.c_int64
 _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int32, _KEY, _KEY, *(ctypes.c_void_p,) * 3)
 
-_ANSWERED = 1
+_ANSWERED = 0x6E6C7371  # what no other return is
 
 _open: dict[int, WholePasses] = {}
 _keys = itertools.count(1)
@@ -32,8 +32,8 @@ class WholePasses:
     """A kernel for native code that sums over all rows in one call, by Python: threads, files, a cluster.
 
     It is there as long as it is entered. What goes wrong in a pass, Ctrl-C too, ends the native code and
-    waits in `failure` for whom called that. Ctrl-C before a pass has begun is told by Python as an exception that
-    ctypes ignores; the call returns 0 then, as if it had not been answered.
+    waits in `failure` for whom called that. Ctrl-C that strikes before the first line of `_measure` is dropped by
+    ctypes, which tells of an exception that was ignored and returns any number: so an answer has a number of its own.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class WholePasses:
     Attributes
     ----------
     failure : BaseException or None
-        What ended the last pass before its time.
+        What ended the passes before their time, there or in between.
     first : float
         The sse of the first pass.
     best : tuple of (ndarray, NormalSums), or None
@@ -68,8 +68,8 @@ class WholePasses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del _open[self._key]
         self._run = None  # who runs the fit may hold on to this
+        _open.pop(self._key, None)
 
     def measure(self, theta: int, state: int) -> None:
         """One pass at the parameters at an address, its sums to another."""
@@ -81,8 +81,9 @@ class WholePasses:
             ctypes.memmove(place, address_of(part), size * _DOUBLE)
 
     def lost(self) -> BaseException:
-        """Why a pass was not answered."""
-        return self.failure or KeyboardInterrupt()
+        """Why a pass was not answered; asked once, as the frames of an error hold on to the fit."""
+        failure, self.failure = self.failure, None
+        return failure or KeyboardInterrupt()
 
     def see(self, point: Floats, sums: NormalSums) -> None:
         """Take note of a pass."""
@@ -105,5 +106,5 @@ def _measure(_lo: int, _hi: int, columns: int, theta: int, state: int) -> int:
     return _ANSWERED
 
 
-_CALLED = _SIGNATURE(_measure)
+_CALLED = _SIGNATURE(_measure)  # lives as long as its address is given away
 _ADDRESS = ctypes.cast(_CALLED, ctypes.c_void_p).value or 0

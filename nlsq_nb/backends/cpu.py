@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -251,14 +251,20 @@ class CpuBackend:
                     return
                 work(*share)
 
-        futures = [self._threads().submit(run) for _ in range(threads - 1)]
+        futures = list[Future[None]]()
         try:
-            run()
-        finally:
-            waiting.clear()
-            for future in futures:
-                if not future.cancel():
-                    future.result()
+            try:
+                for _ in range(threads - 1):
+                    futures.append(self._threads().submit(run))
+                run()
+            finally:
+                waiting.clear()
+                for future in futures:
+                    if not future.cancel():
+                        future.result()
+        except KeyboardInterrupt:
+            self._pool = None  # it may have left a lock locked, in `submit` or `result`
+            raise
 
     def _threads(self) -> ThreadPoolExecutor:
         with self._lock:

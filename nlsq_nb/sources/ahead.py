@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -138,12 +138,21 @@ class StoredRows:
             if not self._passes:
                 self.store.rest()
 
-    def thread(self) -> ThreadPoolExecutor:
-        """The one that reads ahead, for all passes."""
+    def read_ahead(self, fill: Callable[[int, int], Chunk], lo: int, hi: int) -> Future[Chunk]:
+        """Have some rows read by the thread that does it for all passes."""
         with self._lock:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="nlsq_nb-read")
-            return self._thread
+            thread = self._thread
+        try:
+            return thread.submit(fill, lo, hi)
+        except KeyboardInterrupt:
+            self.abandon()
+            raise
+
+    def abandon(self) -> None:
+        """Begin another thread for what is read next: Ctrl-C may have left a lock of this one locked."""
+        self._thread = None
 
     def close(self) -> None:
         """End the thread, close the store; a later pass begins them anew."""
@@ -198,7 +207,11 @@ class AheadReader:
             self._begun = True
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == k:
-            chunk = ahead[1].result()
+            try:
+                chunk = ahead[1].result()
+            except KeyboardInterrupt:
+                self._all.abandon()
+                raise
         else:
             _settle(ahead)
             self._forget()
@@ -206,8 +219,7 @@ class AheadReader:
         self._past, self._shown = self._shown, self.rows(k)
         if self._shown[1] < self._end:
             fill = partial(self._fill, in_place=self._in_place)
-            future = self._all.thread().submit(fill, *self.rows(k + 1))
-            self._ahead = (k + 1, future)
+            self._ahead = (k + 1, self._all.read_ahead(fill, *self.rows(k + 1)))
         return chunk
 
     def read_rows(self, lo: int, hi: int) -> Chunk:

@@ -136,7 +136,8 @@ class HDF5Source:
         dtype = storage_dtype((fields.fields[f].dtype for f, _ in (*x, *y)), reading.precision)
         form = RowFormat(len(x), len(y), bool(sigma), group is not None, dtype)
         rows = StoredRows(fields, [*x, *y, *sigma, *([] if group is None else [group])])
-        step = chunk_length(reading, fields.row_bytes, _MAPPED if fields.is_mapped else _CHUNK)
+        in_place = fields.is_mapped and all(f.dtype == dtype for f in fields.fields)  # else they are copied too
+        step = chunk_length(reading, fields.row_bytes, _MAPPED if in_place else _CHUNK)
         if not reading.omit:
             return StreamSource(rows, form, step, reading)
         # what is kept moves up, so that it stands on the grid as if it were alone

@@ -166,6 +166,7 @@ class RetryingSource:
         reader = None if self._reader is None else self._reader()
         read_rows = getattr(reader, "read_rows", None)
         if reader is None or read_rows is None:
+            close(reader)
             return None
         return self._runs(reader, read_rows, ranges)
 

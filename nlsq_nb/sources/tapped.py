@@ -1,4 +1,4 @@
-"""A source whose passes are shown to others, who need the same rows and would read them once more."""
+"""A source whose first pass is shown to others, who need the same rows and would read them once more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TappedSource:
     source : Source
         The rows.
     taps : sequence of callable
-        Each gets every chunk of every pass, before who makes the pass.
+        Each gets every chunk of the first pass, before who makes it.
     """
 
     def __init__(self, source: Source, taps: Sequence[Callable[[Chunk], None]]) -> None:
@@ -49,7 +49,8 @@ class TappedSource:
 
     def chunks(self) -> Iterator[Chunk]:
         """All rows in order; see `Source.chunks`."""
+        taps, self._taps = self._taps, ()
         for chunk in self._source.chunks():
-            for tap in self._taps:
+            for tap in taps:
                 tap(chunk)
             yield chunk

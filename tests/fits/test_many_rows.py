@@ -1,11 +1,14 @@
 """Fits of more rows than native code sums by itself: it asks for the passes, and everything else stays the same."""
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
 import os
+import sys
 import threading
 import time
+import tracemalloc
 import warnings
 import weakref
 from types import SimpleNamespace
@@ -152,11 +155,11 @@ def test_ctrl_c_in_a_pass_gives_the_best_point(way, at, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["plain", "general"])
-def test_ctrl_c_in_the_first_pass_gives_the_start(way, monkeypatch):
-    Broken(monkeypatch, KeyboardInterrupt, 0)
-    stopped = fit(way)
-    assert stopped.status is StopReason.INTERRUPTED
-    assert stopped.popt.tolist() == list(START)
+def test_ctrl_c_before_anything_is_known_is_raised(way, monkeypatch):
+    broken = Broken(monkeypatch, KeyboardInterrupt, 0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(way)
+    assert broken.after == 0
 
 
 @pytest.mark.parametrize("way", ["plain", "general"])
@@ -176,14 +179,14 @@ def test_a_pass_that_is_not_answered_is_ctrl_c(way, at, monkeypatch):
 
     def unanswered(*given):
         calls.append(given)
-        return 0 if len(calls) == 1 + at else whole._measure(*given)
+        return 0x1234 if len(calls) == 1 + at else whole._measure(*given)
 
     called = whole._SIGNATURE(unanswered)
     monkeypatch.setattr(whole, "_ADDRESS", ctypes.cast(called, ctypes.c_void_p).value)
     stopped = fit(way)
     assert stopped.status is StopReason.INTERRUPTED
     assert (stopped.popt.tolist() == list(START)) == (at == 1)
-    assert len(calls) == 1 + at
+    assert len(calls) == 1 + at  # no other pass is asked for
 
 
 def test_passes_that_are_over_are_not_called():
@@ -349,3 +352,72 @@ def test_ctrl_c_while_rows_are_read_gives_the_best_point(at):
     assert (stopped.popt.tolist() == list(START)) == (at == 2)
     a, b, c = stopped.popt
     assert stopped.sse == pytest.approx(float(np.sum((Y - a * np.exp(-b * X) - c) ** 2)), rel=1e-12)
+
+
+def test_an_answer_that_was_wrong_is_not_covered_by_a_later_one():
+    """The first thing that goes wrong is what is told, and nothing is read after it."""
+    calls, begin = [], batches_of(X, Y, [])
+
+    def failing():
+        calls.append(None)
+        for k, batch in enumerate(begin()):
+            if len(calls) >= 6 and k == 5:
+                raise ZeroDivisionError("mine") if len(calls) == 6 else KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        curve_fit(MODEL, failing, p0=START, method="trf")
+    assert len(calls) == 6
+
+
+def test_rows_that_are_looked_at_twice_are_summed_once():
+    """Of y that are all zero a second look says that they are, and do not underflow."""
+    zero = np.zeros(N)
+    found = [
+        curve_fit("x - a", batches_of(X, zero, []), p0=[X.mean()], **options) for options in ({}, {"callback": watch})
+    ]
+    assert found[0].sse == pytest.approx(found[1].sse, rel=1e-12)
+    np.testing.assert_allclose(found[0].pcov, found[1].pcov, rtol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["plain", "general"])
+def test_kept_results_are_small(way):
+    fit(way)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        kept = [fit(way) for _ in range(10)]
+        gc.collect()
+        size = tracemalloc.get_traced_memory()[0] / len(kept)
+    finally:
+        tracemalloc.stop()
+    assert size < 40_000
+
+
+def test_a_lock_that_ctrl_c_leaves_locked_stops_no_later_pass(monkeypatch):
+    """`ThreadPoolExecutor.submit` and `Future.result` enter conditions in Python code, where signals strike."""
+    strikes, begin = [], threading.Condition.__enter__
+
+    def struck(condition):
+        entered = begin(condition)
+        caller = sys._getframe(1)
+        if strikes and caller.f_code.co_name in {"acquire", "result"} and "nlsq_nb" in outer(caller):
+            strikes.clear()
+            raise KeyboardInterrupt
+        return entered
+
+    def outer(frame):
+        names = []
+        while frame is not None:
+            names.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        return " ".join(names)
+
+    expected = fit().popt.tobytes()
+    monkeypatch.setattr(threading.Condition, "__enter__", struck)
+    for _ in range(3):
+        strikes.append(True)
+        with contextlib.suppress(KeyboardInterrupt):
+            fit()
+        assert not strikes
+        assert fit().popt.tobytes() == expected

@@ -72,7 +72,7 @@ __all__ = ["GAVE_UP", "SILENT", "TRUSTED", "newton"]
 TINY = 2.2250738585072014e-308
 # as the phase and core have them
 ACCEPT, POLISH, POLISHED, SILENT, TRUSTED = 1e-4, 0.1, 1e-11, 1e-8, 1e-6
-FEW = 8 * SEGMENT  # rows, as there
+FEW = 8 * SEGMENT  # rows, as the phase
 LATE = 40  # as the phase: trials that native code makes where no parameter is eliminated
 GO_ON, GAVE_UP, RELATIVE_OFFSET, ROUNDING, EXACT_FIT, MAX_ITERATIONS, STALLED, AT_BOUND = range(-1, 7)
 
