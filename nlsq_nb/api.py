@@ -180,14 +180,19 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
                 result = fit_directly(problem, options, where, warms_up=warms_up)
             except KeyboardInterrupt:  # as in `_at_once`
                 stopped = True
-        if stopped and problem.source.n_rows > RESIDENT_ROWS:  # nothing is known, and it takes passes to learn more
-            raise KeyboardInterrupt
         if result is None:
+            _require_worth(problem, stopped)
             fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
             result = fit.run(stopped=stopped)
     finally:
         close(problem.source)
     return _in_full(result, problem) if full_output else result
+
+
+def _require_worth(problem: Problem, stopped: bool) -> None:
+    """Let Ctrl-C end a fit of which nothing is known, and of which it takes passes over many rows to learn more."""
+    if stopped and problem.source.n_rows > RESIDENT_ROWS:
+        raise KeyboardInterrupt
 
 
 def _in_full(result: FitResult, problem: Problem) -> tuple[Any, ...]:
