@@ -181,7 +181,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
             except KeyboardInterrupt:  # as in `_at_once`
                 stopped = True
         if result is None:
-            _require_worth(problem, stopped)
+            _raise_if_large(problem, stopped)
             fit = Fit(options, where, problem, callback=callback, warms_up=warms_up)
             result = fit.run(stopped=stopped)
     finally:
@@ -189,7 +189,7 @@ def curve_fit(  # noqa: PLR0913, PLR0917 - SciPy's signature
     return _in_full(result, problem) if full_output else result
 
 
-def _require_worth(problem: Problem, stopped: bool) -> None:
+def _raise_if_large(problem: Problem, stopped: bool) -> None:
     """Let Ctrl-C end a fit of which nothing is known, and of which it takes passes over many rows to learn more."""
     if stopped and problem.source.n_rows > RESIDENT_ROWS:
         raise KeyboardInterrupt
