@@ -14,8 +14,8 @@ from nlsq_nb.config.flat import HybridStreamingConfig
 from nlsq_nb.config.given import config_from
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import is_on_device
+from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.direct import fit_directly
-from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.errors import ConfigError, UnsupportedOption
 from nlsq_nb.fitting import Fit
 from nlsq_nb.guessed import with_guess

@@ -21,9 +21,10 @@ from nlsq_nb.codegen.ir import OpaqueProgram
 from nlsq_nb.compiled import LEFT_OUT, advance, are_plain
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
+from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.drawn import sample_of, sample_size, thinned
-from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
+from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.engines.spread import SpreadEngine, engine_over
 from nlsq_nb.events import Event, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
@@ -85,7 +86,7 @@ def fit_directly(
         return None
     source = retrying(problem.source, options)
     given = (problem.p0, problem.bounds, problem.absolute_sigma)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), backend.in_use():
         fit = DirectFit(plan, Problem(problem.model, source, *given), backend, warms_up=warms_up)
         outcome = None if source.revision else fit.run()
     return None if outcome is None else fit.result(outcome, depth=5)

@@ -145,6 +145,8 @@ class NativeRun:
         """
         entry = compiled_run()
         if entry is not None:
+            if self._rows.gather is not None:
+                self._rows.gather()
             place = ctypes.addressof(self._space)
             self.stop = entry.call(phase, place + self.w.nbytes, place)
             self.found = self.w[: at.RESULTS].tolist()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.core.sums import Accumulator, NormalSums
-from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.engines.spread import spread_rows
 from nlsq_nb.errors import ConfigError, DataError
 from nlsq_nb.phases.setup import setup

@@ -134,7 +134,7 @@ def _backend() -> Backend:
 class _Run:
     """Arrays of a run over some rows; see `NativeRun`, which makes the same from a state."""
 
-    __slots__ = ("_call", "_kept", "_place", "_task", "space", "task")
+    __slots__ = ("_call", "_gather", "_kept", "_place", "_task", "space", "task")
 
     def __init__(
         self, known: Prepared, columns: Columns, start: list[float], theta: list[float], rows: Resident | None = None
@@ -143,19 +143,22 @@ class _Run:
         assert entry is not None
         space = self.space = shape.space.from_buffer_copy(known.first)
         task = self.task = known.task.from_buffer(space, shape.size * _DOUBLE)
+        self._gather, self._kept = None, (columns, rows)  # for as long as their addresses are used
         if rows is None:
             task[at.ROWS], task[-len(columns) :] = len(columns[0]), [address_of(c) for c in columns]
         else:
             task[at.KERNEL], task[at.ROWS] = rows.kernel, rows.n_rows
             task[at.SPAN], task[at.DONE] = rows.span, rows.done
-            (task[-len(columns)],) = rows.columns
+            first, self._gather = len(task) - len(columns), rows.gather
+            task[first : first + len(rows.columns)] = rows.columns
         space[shape.one - 2 * p : shape.one + p] = [*[abs(value) or 1.0 for value in start], *start, *theta]
-        self._kept = columns  # for as long as their addresses are used
         self._call, self._place = entry.call, ctypes.addressof(space)
         self._task = self._place + shape.size * _DOUBLE
 
     def go(self, phase: int) -> int:
         """Run a phase: how it ended."""
+        if self._gather is not None:
+            self._gather()
         stop: int = self._call(phase, self._task, self._place)
         return stop
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from nlsq_nb.arguments import FitCall, read_bounds, read_loss, read_start, rows_of, values_in
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.columns import is_on_device, is_table
+from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.whitening import Whitening, is_covariance
 from nlsq_nb.engines.dask import cluster_of
-from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.engines.spread import Cluster, spread
 from nlsq_nb.errors import ModelError, UnsupportedOption
 from nlsq_nb.models.inputs import as_model

@@ -73,6 +73,9 @@ class Backend(Protocol):
     def resident(self, kernel: Any, chunk: Chunk) -> Resident | None:
         """The chunk and the kernel's sums where native code finds them; None where there are none."""
 
+    def in_use(self) -> AbstractContextManager[None]:
+        """For a fit in this thread: what takes long to call for every pass is kept at hand."""
+
     def release(self) -> None:
         """Free threads and buffers; a later use makes them anew."""
 

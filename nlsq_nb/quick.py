@@ -8,6 +8,7 @@ wrong; what a result can tell beyond its numbers is put together when it is aske
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,12 +21,12 @@ from nlsq_nb.backends.small import layout as at
 from nlsq_nb.compiled import reached
 from nlsq_nb.config.given import config_from
 from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.layout import RESIDENT_ROWS, SHARED_ROWS
 from nlsq_nb.core.losses import LEAST_SQUARES
 from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.direct import DirectFit, stamp
 from nlsq_nb.doubts import Left, pattern_of
 from nlsq_nb.drawn import drawn_rows
-from nlsq_nb.engines.local import RESIDENT_ROWS
 from nlsq_nb.errors import NlsqError
 from nlsq_nb.in_native import Ran
 from nlsq_nb.models.inputs import as_model
@@ -91,7 +92,8 @@ def fit_plainly(
         return None
     with np.errstate(all="ignore"):
         fit = _PlainFit(known, (x, y), start, (sigma, absolute_sigma))
-        return fit.result() if fit.goes_well() else fit.stopped()
+        with known.backend.in_use() if len(y) > SHARED_ROWS else nullcontext():
+            return fit.result() if fit.goes_well() else fit.stopped()
 
 
 def _is_plain(column: Any) -> bool:
@@ -157,9 +159,11 @@ class _PlainFit:
     def goes_well(self) -> bool:
         """Run phases 1 and 2; whether they end at an optimum that nothing speaks against."""
         columns = self.data if self.sigma is None else (*self.data, weights_from_sigma(self.sigma))
-        if self.n <= RESIDENT_ROWS:
-            return self._iterated(columns, None) and self._stands(columns)
-        chunk = Chunk(0, (columns[0],), (columns[1],))
+        x, y, *weights = columns
+        chunk = Chunk(0, (x,), (y,), tuple(weights) or None)
+        rows = self.known.backend.resident(self.known.kernel, chunk) if self.n > SHARED_ROWS else None
+        if rows is not None or self.n <= RESIDENT_ROWS:
+            return self._iterated(columns, rows) and self._stands(columns)
         with WholePasses(partial(self._one_pass, chunk), len(self.start), self.n) as whole:
             self.whole = whole
             try:

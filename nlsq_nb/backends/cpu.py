@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from itertools import pairwise
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.backends.entries import Call, bind, kernel_entry
+from nlsq_nb.backends.entries import Bound, bind, kernel_entry
 from nlsq_nb.backends.objects import Entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel, block_triangle
-from nlsq_nb.backends.small import fold_segments
+from nlsq_nb.backends.small import compiled_pass, compiled_run, fold_segments
+from nlsq_nb.backends.team import Team
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.core.chunk import Chunk, Resident, address_of
-from nlsq_nb.core.layout import BLOCK, sums_size
+from nlsq_nb.core.layout import BLOCK, RESIDENT_ROWS, SHARED_ROWS, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.tsqr import TriangleAccumulator
@@ -31,7 +32,7 @@ __all__ = ["CpuBackend", "CpuKernel", "available_cores"]
 
 Floats = NDArray[np.float64]
 _INLINE = 1e-4  # seconds of work; handing a share to another thread and back takes about half of it
-_LEAST_SHARE = 16  # of a thread's part: the last one to end keeps the others waiting for 1/32 on average
+_AT_ONCE = 1e-2  # seconds of one thread: native code that makes longer passes has to look for Ctrl-C in between
 _STATES = 1 << 24  # bytes of sums of segments held at a time
 _PER_OPERATION = 1e-10  # seconds of one thread, vectorised
 _TRIANGLES = 256  # blocks whose triangles are held at a time
@@ -81,7 +82,7 @@ class CpuKernel:
             count += _CALL
         object.__setattr__(self, "_operations", count)
 
-    def entry(self, name: str, chunk: Chunk, *rest: Any) -> Call:
+    def entry(self, name: str, chunk: Chunk, *rest: Any) -> Bound:
         """An entry point of the generated module, compiled for the chunk's columns and bound to them.
 
         Parameters
@@ -133,12 +134,18 @@ class CpuBackend:
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
         self._lock = threading.Lock()
+        self._teams, self._own = list[Team](), threading.local()
         self._numpy = ReferenceBackend()
 
     @cached_property
     def n_threads(self) -> int:
         """Threads of a long pass."""
         return self._asked or available_cores()
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether a thread that waits keeps nobody from working."""
+        return self.n_threads <= available_cores()
 
     def compile(
         self, program: AnyProgram, dtype: Any, loss: Loss = LEAST_SQUARES
@@ -172,7 +179,7 @@ class CpuBackend:
             states = into.new_state(begin == 0, len(some))
             rows = some[-1][1] - some[0][0]
             seconds = rows * kernel.seconds_per_row(order)
-            self._spread(_over(some, sums, theta, states), len(some), seconds)
+            self._fold(sums, some, theta, states, seconds)
             into.add(states, rows, fold_segments)
 
     def matvec(self, kernel: Any, chunk: Chunk, theta: Floats, v: Floats) -> Floats:
@@ -184,7 +191,7 @@ class CpuBackend:
         pieces = Accumulator(1, 0).pieces(chunk.n_rows)
         states = np.zeros((2 * len(pieces), len(theta)))
         seconds = chunk.n_rows * kernel.seconds_per_row(1)
-        self._spread(_over(pieces, product, theta, states), len(pieces), seconds)
+        self._fold(product, pieces, theta, states, seconds)
         high, low = fold_segments(np.zeros(len(theta)), np.zeros(len(theta)), states)
         return high + low
 
@@ -203,9 +210,8 @@ class CpuBackend:
             some = blocks[begin : begin + _TRIANGLES]
             found: list[Any] = [None] * len(some)
 
-            def work(first: int, stop: int, some: range = some, found: list[Any] = found) -> None:
-                for k in range(first, stop):
-                    found[k] = block_triangle(kernel.program, chunk, some[k], theta)
+            def work(k: int, some: range = some, found: list[Any] = found) -> None:
+                found[k] = block_triangle(kernel.program, chunk, some[k], theta)
 
             self._spread(work, len(some), len(some) * _PER_TRIANGLE)
             into.add(found)
@@ -218,6 +224,9 @@ class CpuBackend:
         """The chunk for the phases in native code; see `Backend.resident`."""
         if not isinstance(kernel, CpuKernel):
             return None
+        led = self._led(kernel, chunk) if chunk.n_rows > SHARED_ROWS else None
+        if led is not None or chunk.n_rows > RESIDENT_ROWS:
+            return led
         entry = _sums(kernel, chunk.w is not None)
         columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
         if kernel.loss.is_robust:
@@ -225,36 +234,82 @@ class CpuBackend:
         places = tuple([address_of(c) for c in columns])
         return Resident(entry.address, places, chunk.n_rows, (entry, columns))
 
+    def _led(self, kernel: CpuKernel, chunk: Chunk) -> Resident | None:
+        """The same of more rows, which threads share while they are at hand."""
+        team, whole = getattr(self._own, "team", None), compiled_pass()
+        if team is None or whole is None or chunk.n_rows * kernel.seconds_per_row(2) > _AT_ONCE:
+            return None
+        work, pieces = kernel.entry("sums2", chunk), Accumulator(1, 0).pieces(chunk.n_rows)
+        place, kept = team.plan(work, pieces)
+        gather = partial(self._gather, team, min(self.n_threads, len(pieces)) - 1)
+        return Resident(whole.address, (place,), chunk.n_rows, (whole, kept), chunk.n_rows, gather=gather)
+
     def release(self) -> None:
         """End the threads; see `Backend.release`."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool, self._pool, self._teams = self._pool, None, []
         if pool is not None:
             pool.shutdown()
 
-    def _spread(self, work: Callable[[int, int], None], count: int, seconds: float) -> None:
-        """Do `work(first, stop)` for all of range(count): in threads if it takes so long that they pay.
-
-        Threads take what is left share by share, so that one that is slow does not hold up the rest.
-        """
-        threads = min(self.n_threads, count)
-        if threads <= 1 or seconds < _INLINE:
-            work(0, count)
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep threads at hand between passes: to call them takes as long as a short one; see `Backend.in_use`."""
+        entry = compiled_run()
+        if entry is None or self.n_threads < 2 or getattr(self._own, "team", None) is not None:
+            yield
             return
-        waiting = deque(pairwise(_shares(count, threads)))
+        team = self._own.team = self._free_team(entry)
+        team.stay(stays=self._fits)
+        try:
+            yield
+        finally:
+            self._own.team = None
+            team.stay(stays=False)
+            if not team.is_open:
+                self._teams.append(team)
+
+    def _free_team(self, entry: Entry) -> Team:
+        try:
+            return self._teams.pop()
+        except IndexError:
+            return Team(entry)
+
+    def _gather(self, team: Team, helpers: int) -> None:
+        """Call the helpers of a team."""
+        try:
+            with suppress(RuntimeError):  # no thread can be started: one is enough
+                team.gather(helpers, self._threads().submit)
+        except KeyboardInterrupt:
+            self._pool = None  # it may have left a lock locked
+            raise
+
+    def _fold(self, work: Bound, pieces: list[tuple[int, int]], theta: Floats, states: Floats, seconds: float) -> None:
+        """Fold pieces into their states: in threads if it takes so long that they pay."""
+        threads, entry = min(self.n_threads, len(pieces)), compiled_run()
+        if threads <= 1 or seconds < _INLINE or entry is None:
+            _fold_alone(work, pieces, theta, states)
+            return
+        own = getattr(self._own, "team", None)
+        if own is not None and own.is_open:
+            own = self._own.team = Team(entry)
+        team = own or self._free_team(entry)
+        team.run(work, pieces, theta, states, partial(self._gather, team, threads - 1))
+        if own is None:
+            self._teams.append(team)
+
+    def _spread(self, work: Callable[[int], None], count: int, seconds: float) -> None:
+        """Do `work(k)` for all k of range(count): in threads if it takes so long that they pay."""
+        threads, waiting = min(self.n_threads, count), deque(range(count))
 
         def run() -> None:
             while waiting:
-                try:
-                    share = waiting.popleft()
-                except IndexError:  # another thread was faster
-                    return
-                work(*share)
+                with suppress(IndexError):  # another thread was faster
+                    work(waiting.popleft())
 
         futures = list[Future[None]]()
         try:
             try:
-                for _ in range(threads - 1):
+                for _ in range(threads - 1 if seconds >= _INLINE else 0):
                     futures.append(self._threads().submit(run))
                 run()
             finally:
@@ -271,31 +326,14 @@ class CpuBackend:
             process = os.getpid()
             if self._pool is None or self._process != process:  # threads do not survive a fork
                 self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
-                self._process = process
+                self._process, self._teams = process, []
             return self._pool
 
 
-def _shares(count: int, threads: int) -> list[int]:
-    """Edges of the shares of threads that take what is left in turn: large ones first, since each costs a handover.
-
-    Guided self-scheduling: Polychronopoulos & Kuck 1987, IEEE Trans. Comput. C-36, 1425.
-    """
-    edges, least = [0], -(-count // (threads * _LEAST_SHARE))
-    while edges[-1] < count:
-        left = count - edges[-1]
-        edges.append(edges[-1] + min(left, max(least, left // threads)))
-    return edges
-
-
-def _over(
-    pieces: list[tuple[int, int]], entry: Call, theta: Floats, states: Floats
-) -> Callable[[int, int], None]:
-    """Fold a range of pieces into their states, in as few calls as the grid allows."""
-
-    def work(first: int, stop: int) -> None:
-        if first == 0 < stop - 1:  # the first may be the rest of a segment: not on the kernel's grid
-            entry(*pieces[0], theta, states[:2])
-            first = 1
-        entry(pieces[first][0], pieces[stop - 1][1], theta, states[2 * first : 2 * stop])
-
-    return work
+def _fold_alone(work: Bound, pieces: list[tuple[int, int]], theta: Floats, states: Floats) -> None:
+    """Fold pieces into their states, in as few calls as the grid allows."""
+    first = 0
+    if len(pieces) > 1:  # the first may be the rest of a segment: not on the kernel's grid
+        work(*pieces[0], theta, states[:2])
+        first = 1
+    work(pieces[first][0], pieces[-1][1], theta, states[2 * first :])

@@ -10,7 +10,7 @@ storage dtype, the rest float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,12 +26,10 @@ from nlsq_nb.core.layout import SEGMENT, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.errors import BackendUnavailable, ModelError, NumericsError
 
-__all__ = ["SIGNATURE", "Call", "bind", "kernel_entry"]
+__all__ = ["SIGNATURE", "Bound", "bind", "kernel_entry"]
 
 SIGNATURE = ("int64", "int64", "void**", "float64*", "float64*")
 """(lo, hi, columns, theta, state) → 0, or 1 when the kernel raised."""
-
-Call = Callable[[int, int, NDArray[np.float64], NDArray[np.float64]], None]
 
 
 @lru_cache(maxsize=512)
@@ -81,6 +79,69 @@ def kernel_entry(
         raise ModelError(f"point or jac_point cannot be compiled: {first}") from error
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Bound:
+    """An entry point bound to the columns of a chunk; it runs without the GIL.
+
+    Attributes
+    ----------
+    name : str
+        See `kernel_entry`.
+    entry : Entry
+        The function.
+    table : ndarray
+        Addresses of what is behind `kept`.
+    n_rows, n_params : int
+        Of the chunk, and p.
+    width : int
+        Length of a row of `state`; 0 where it is the number of rows.
+    kept : tuple of ndarray
+        Columns, and what else the function reads.
+    """
+
+    name: str
+    entry: Entry
+    table: NDArray[np.uintp]
+    n_rows: int
+    n_params: int
+    width: int
+    kept: tuple[NDArray[Any], ...]
+
+    def __call__(self, lo: int, hi: int, theta: NDArray[np.float64], state: NDArray[np.float64]) -> None:
+        """Compute rows lo ≤ i < hi.
+
+        Parameters
+        ----------
+        lo, hi : int
+            Of the chunk.
+        theta : ndarray, shape (p,)
+            Contiguous float64, as `state`.
+        state : ndarray
+            See above for its shape.
+
+        Raises
+        ------
+        ValueError
+            For rows or arrays that do not fit.
+        NumericsError
+            When the kernel raised: no memory for its work space.
+        """
+        at, sums = self.places(theta, state, self.width or hi - lo)
+        segments = max(1, -(-(hi - lo) // SEGMENT))
+        if not 0 <= lo <= hi <= self.n_rows or (self.width and len(state) < 2 * segments):
+            raise ValueError(f"rows {lo} to {hi} of {self.n_rows} with room for {len(state) // 2} segments")
+        if self.entry.call(lo, hi, address_of(self.table), at, sums):
+            self.fail()
+
+    def places(self, theta: NDArray[np.float64], state: NDArray[np.float64], width: int) -> tuple[int, int]:
+        """Addresses of the parameters and of sums of some width."""
+        return _address(theta, _FLOAT, self.n_params), _address(state, _FLOAT, width)
+
+    def fail(self) -> None:
+        """Say why the kernel raised."""
+        raise NumericsError(f"{self.name}: no memory for the work space of {self.n_params} parameters")
+
+
 def bind(
     program: Program | PointProgram,
     name: str,
@@ -88,7 +149,7 @@ def bind(
     dtype: Any,
     *rest: Any,
     loss: Loss = LEAST_SQUARES,
-) -> Call:
+) -> Bound:
     """An entry point bound to the columns of a chunk.
 
     Parameters
@@ -108,16 +169,13 @@ def bind(
 
     Returns
     -------
-    callable
-        (lo, hi, theta, state) → None; see above for the shape of `state`. It runs without the GIL and
-        keeps the columns alive.
+    Bound
+        (lo, hi, theta, state) → None.
 
     Raises
     ------
     ValueError
-        For an array that is not contiguous, or of another dtype or size; also from the callable.
-    NumericsError
-        From the callable, when the kernel raised: no memory for its work space.
+        For an array that is not contiguous, or of another dtype or size.
     """
     stored = np.dtype(dtype)
     columns = (*chunk.x, *chunk.y, *(chunk.w or ()))
@@ -129,20 +187,7 @@ def bind(
         places.append(_address(numbers, _FLOAT, len(numbers)))
         columns = (*columns, numbers)
     places += [_address(r, _FLOAT, rows if name == "rows" else p) for r in rest]
-    table = np.array(places, np.uintp)
-    place, native, width = table.ctypes.data, entry.call, _width(program, name)
-
-    # the defaults keep the arrays, and the code, for as long as the addresses are used
-    def call(
-        lo: int, hi: int, theta: NDArray[Any], state: NDArray[Any], _kept: Any = (entry, columns, rest, table)
-    ) -> None:
-        at, sums = _address(theta, _FLOAT, p), _address(state, _FLOAT, width or hi - lo)
-        if not 0 <= lo <= hi <= rows or (width and len(state) < 2 * max(1, -(-(hi - lo) // SEGMENT))):
-            raise ValueError(f"rows {lo} to {hi} of {rows} with room for {len(state) // 2} segments")
-        if native(lo, hi, place, at, sums):
-            raise NumericsError(f"{name}: no memory for the work space of {p} parameters")
-
-    return call
+    return Bound(name, entry, np.array(places, np.uintp), rows, p, _width(program, name), (*columns, *rest))
 
 
 _FLOAT = np.dtype(np.float64)

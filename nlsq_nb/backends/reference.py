@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,10 @@ class ReferenceBackend:
 
     def resident(self, kernel: ReferenceKernel, chunk: Chunk) -> None:
         """There is no native code here; see `Backend.resident`."""
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Nothing has to be called; see `Backend.in_use`."""
+        return nullcontext()
 
     def release(self) -> None:
         """Nothing is held; see `Backend.release`."""

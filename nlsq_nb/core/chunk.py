@@ -128,6 +128,8 @@ class Resident:
         Rows of one call, the last of which may have fewer; the sums of calls are added in the order of the rows.
     done : int
         See `kernel`.
+    gather : callable, optional
+        Calls the threads that help with a pass; native code cannot.
     """
 
     kernel: int
@@ -136,3 +138,4 @@ class Resident:
     owner: Any
     span: int = SEGMENT
     done: int = 0
+    gather: Callable[[], None] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk, Resident
-from nlsq_nb.core.layout import SEGMENT
+from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.core.losses import Loss
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
@@ -18,12 +18,9 @@ from nlsq_nb.protocols import Backend, Kernel, Source
 from nlsq_nb.sources.sample import sample
 from nlsq_nb.sources.weights import total_weight
 
-__all__ = ["RESIDENT_ROWS", "LocalEngine"]
+__all__ = ["LocalEngine"]
 
 Floats = NDArray[np.float64]
-RESIDENT_ROWS = 8 * SEGMENT
-"""Rows up to which one thread in native code beats two with Python between the passes."""
-
 _PERIOD = 1.0  # seconds between reports of progress
 
 
@@ -88,9 +85,9 @@ class LocalEngine:
         return total_weight(self.source)
 
     def resident(self) -> Resident | None:
-        """All rows in one chunk for native code, if they are few; see `Engine.resident`."""
+        """All rows in one chunk for native code, if they are few or there already; see `Engine.resident`."""
         source = self.source
-        if source.n_rows > RESIDENT_ROWS:
+        if source.n_rows > RESIDENT_ROWS and not (source.n_chunks == 1 and getattr(source, "is_held", False)):
             return None
         if source.n_chunks > 1:
             source = sample(source, [(0, source.n_rows)])

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from nlsq_nb.backends.small import fold_segments
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.layout import SEGMENT
+from nlsq_nb.core.layout import RESIDENT_ROWS, SEGMENT
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
 from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
-from nlsq_nb.engines.local import RESIDENT_ROWS, LocalEngine
+from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job
 from nlsq_nb.errors import UnsupportedOption
 from nlsq_nb.protocols import Backend, Source

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from nlsq_nb import HDF5Source, Model, api, curve_fit, whole
+from nlsq_nb.backends import cpu
 from nlsq_nb.backends.cpu import CpuBackend, available_cores
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.engines.local import RESIDENT_ROWS
+from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.errors import DataError, NumericsError, SourceError
 from nlsq_nb.phases.state import StopReason
 from nlsq_nb.sources import retrying
@@ -134,8 +135,15 @@ class Broken:
         patch.setattr(CpuBackend, "reduce", failing)
 
 
+@pytest.fixture
+def long_passes(monkeypatch):
+    """What is looked for between passes is looked for in these, too."""
+    monkeypatch.setattr(cpu, "_AT_ONCE", 0.0)
+
+
 @pytest.mark.parametrize("way", ["plain", "general"])
 @pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.usefixtures("long_passes")
 def test_ctrl_c_in_a_pass_gives_the_best_point(way, at, monkeypatch):
     least = fit(way).sse
     with monkeypatch.context() as patch:
@@ -155,6 +163,7 @@ def test_ctrl_c_in_a_pass_gives_the_best_point(way, at, monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["plain", "general"])
+@pytest.mark.usefixtures("long_passes")
 def test_ctrl_c_before_anything_is_known_is_raised(way, monkeypatch):
     broken = Broken(monkeypatch, KeyboardInterrupt, 0)
     with pytest.raises(KeyboardInterrupt):
@@ -164,6 +173,7 @@ def test_ctrl_c_before_anything_is_known_is_raised(way, monkeypatch):
 
 @pytest.mark.parametrize("way", ["plain", "general"])
 @pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.usefixtures("long_passes")
 def test_an_error_in_a_pass_is_shown_as_it_is(way, at, monkeypatch):
     Broken(monkeypatch, MemoryError("no room"), at)
     with pytest.raises(MemoryError, match="no room"):
@@ -173,6 +183,7 @@ def test_an_error_in_a_pass_is_shown_as_it_is(way, at, monkeypatch):
 
 @pytest.mark.parametrize("way", ["plain", "general"])
 @pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.usefixtures("long_passes")
 def test_a_pass_that_is_not_answered_is_ctrl_c(way, at, monkeypatch):
     """Python raises it before the first line of what native code calls, and ctypes drops it there."""
     calls = []
@@ -417,7 +428,10 @@ def test_a_lock_that_ctrl_c_leaves_locked_stops_no_later_pass(monkeypatch):
     monkeypatch.setattr(threading.Condition, "__enter__", struck)
     for _ in range(3):
         strikes.append(True)
-        with contextlib.suppress(KeyboardInterrupt):
-            fit()
+        for _ in range(200):  # a helper that is still there is not called
+            with contextlib.suppress(KeyboardInterrupt):
+                fit()
+            if not strikes:
+                break
         assert not strikes
         assert fit().popt.tobytes() == expected

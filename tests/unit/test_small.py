@@ -222,7 +222,7 @@ def test_without_native_code_phases_give_up(monkeypatch, caplog):
     state, rows = task_of("line")
     with monkeypatch.context() as patch:
         patch.setattr("nlsq_nb.backends.objects.load_code", fail)
-        patch.setattr(native_run, "compiled_run", compiled_run.__wrapped__)
+        patch.setattr(native_run, "compiled_run", lambda: small._compiled.__wrapped__()[0])
         assert run(NEWTON, state, rows).stop == 0
     assert "nothing can be compiled" in caplog.text
 
@@ -341,10 +341,13 @@ def test_a_pattern_is_what_neighbouring_residuals_have_in_common(rows, seed, wei
 def test_the_object_needs_nothing_and_calls_nothing():
     """No exp, no pow, no memcpy: the bits are those of the arithmetic that the text prescribes."""
     folder = Path(driver.__file__).parent
-    code = build({name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in PARTS}, "small")
+    code = build({name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in PARTS}, small._SYMBOLS)
     assert code.needs == ()
-    library = llvm.JITLibraryBuilder().add_object_img(code.image).export_symbol("small")  # nothing of the process
-    assert library.link(llvm.create_lljit_compiler(), "alone")["small"]
+    library = llvm.JITLibraryBuilder().add_object_img(code.image)  # nothing of the process
+    for symbol in small._SYMBOLS.values():
+        library.export_symbol(symbol)
+    owner = library.link(llvm.create_lljit_compiler(), "alone")
+    assert all(owner[symbol] for symbol in small._SYMBOLS.values())
 
 
 def test_the_config_has_no_step_limit_that_the_log_cannot_hold():

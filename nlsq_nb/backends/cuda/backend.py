@@ -7,6 +7,7 @@ import math
 import threading
 import weakref
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +135,10 @@ class CudaBackend:
 
     def resident(self, kernel: CudaKernel, chunk: Chunk) -> None:
         """No native code of the host runs on a device; see `Backend.resident`."""
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """A device is at hand; see `Backend.in_use`."""
+        return nullcontext()
 
     def release(self) -> None:
         """Free streams, buffers and the copies of data; see `Backend.release`."""

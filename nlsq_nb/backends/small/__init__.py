@@ -25,21 +25,24 @@ from nlsq_nb.errors import BackendUnavailable
 if TYPE_CHECKING:
     from nlsq_nb.backends.objects import Entry
 
-__all__ = ["PARTS", "compiled_run", "fold_segments"]
+__all__ = ["PARTS", "compiled_pass", "compiled_run", "fold_segments"]
 
 PARTS = (
     "algebra", "folding", "points", "boxed", "stationary", "newton", "lbfgs", "warmup", "moments", "survey", "pattern",
-    "driver",
+    "sharing", "driver",
 )  # fmt: skip
 """The modules that are compiled; what they share is `layout` and `native`."""
 
-_SYMBOL = "nlsq_nb_small_fit"
+_SYMBOLS = {"run": "nlsq_nb_small_fit", "run_whole": "nlsq_nb_whole_pass"}
+_EXPORTS = {
+    _SYMBOLS["run"]: ("int64", "void**", "float64*"),
+    _SYMBOLS["run_whole"]: ("int64", "int64", "void**", "float64*", "float64*"),
+}
 _MAKERS = ("layout", "expressions", "translate", "build")
 _Task = ctypes.c_int64 * 3
 _log = logging.getLogger("nlsq_nb.backends")
 
 
-@cache
 def compiled_run() -> Entry | None:
     """`driver.run` in native code: `call` takes the phase and the addresses of its arrays, without the GIL.
 
@@ -48,21 +51,38 @@ def compiled_run() -> Entry | None:
     Entry or None
         None where nothing can be compiled or linked.
     """
+    return _compiled()[0]
+
+
+def compiled_pass() -> Entry | None:
+    """`sharing.run_whole` in native code.
+
+    Returns
+    -------
+    Entry or None
+        None where there is no `compiled_run`.
+    """
+    return _compiled()[1]
+
+
+@cache
+def _compiled() -> tuple[Entry, Entry] | tuple[None, None]:
     from nlsq_nb.backends.objects import Code, load_code
 
     def make() -> Code:
         from nlsq_nb.backends.small.build import build
 
-        return build({name: texts[name] for name in PARTS}, _SYMBOL)
+        return build({name: texts[name] for name in PARTS}, _SYMBOLS)
 
     folder = Path(__file__).parent
     try:
         texts = {name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in (*_MAKERS, *PARTS)}
         key = "\0".join([f"{BLOCK} {SEGMENT}", *texts.values()])
-        return load_code(key, "small_fit", {_SYMBOL: ("int64", "void**", "float64*")}, make)[_SYMBOL]
+        found = load_code(key, "small_fit", _EXPORTS, make)
+        return found[_SYMBOLS["run"]], found[_SYMBOLS["run_whole"]]
     except (OSError, BackendUnavailable) as error:
         _log.warning("small fits are not compiled: %s", error)
-        return None
+        return None, None
 
 
 def fold_segments(
@@ -85,7 +105,8 @@ def fold_segments(
     entry = compiled_run()
     if entry is None or not len(states):
         return add_segments(high, low, states)
-    states, found = np.ascontiguousarray(states), np.stack([high, low])
+    states, found = np.ascontiguousarray(states), np.empty((2, len(high)))
+    found[0], found[1] = high, low
     task = _Task(len(states) // 2, len(high), address_of(states))
     entry.call(FOLDING, ctypes.addressof(task), address_of(found))
     return found[0], found[1]

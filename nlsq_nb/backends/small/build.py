@@ -18,28 +18,29 @@ from nlsq_nb.backends.small.translate import translate
 __all__ = ["build", "compile_ir"]
 
 
-def build(texts: Mapping[str, str], symbol: str) -> Code:
-    """Compile `driver.run`.
+def build(texts: Mapping[str, str], symbols: Mapping[str, str]) -> Code:
+    """Compile the small fit.
 
     Parameters
     ----------
     texts : mapping of str
         By the names of the modules in this package, `driver` last.
-    symbol : str
-        Name that it gets.
+    symbols : mapping of str
+        Names that functions get.
 
     Returns
     -------
     Code
-        With the function, which gives an int32.
+        With the functions, which give an int32.
     """
     module = translate([(text, vars(import_module(f"{__package__}.{name}"))) for name, text in texts.items()])
-    run = module.get_global("run")
-    run.linkage = "internal"
-    kind = ir.FunctionType(ir.IntType(32), run.function_type.args)
-    function = ir.Function(module, kind, symbol)
-    b = ir.IRBuilder(function.append_basic_block())
-    b.ret(b.trunc(b.call(run, function.args), kind.return_type))
+    for name, symbol in symbols.items():
+        inner = module.get_global(name)
+        inner.linkage = "internal"
+        kind = ir.FunctionType(ir.IntType(32), inner.function_type.args)
+        function = ir.Function(module, kind, symbol)
+        b = ir.IRBuilder(function.append_basic_block())
+        b.ret(b.trunc(b.call(inner, function.args), kind.return_type))
     return Code(compile_ir(module))
 
 

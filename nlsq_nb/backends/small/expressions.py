@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from llvmlite import ir  # type: ignore[import-untyped]
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
+from llvmlite import ir
 
 __all__ = ["ARRAYS", "BOOL", "FLOAT", "INT", "TYPES", "VOID", "Expressions"]
 
@@ -21,6 +22,7 @@ TYPES: dict[str, Any] = {
     "Ints": INT.as_pointer(),
 }
 ARRAYS = (TYPES["Floats"], TYPES["Ints"])
+_PLACE, _WORD = ir.IntType(8).as_pointer(), 8
 _COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 _OPERATIONS = {
     ast.Add: ("add", "fadd"),
@@ -28,6 +30,11 @@ _OPERATIONS = {
     ast.Mult: ("mul", "fmul"),
     ast.Div: ("", "fdiv"),  # of integers, too, as numbers
 }
+
+
+_ON_MEMORY = {"call_at": 6, "call_plain": 1, "word": 1, "set_word": 2, "add_to_word": 2, "ints_at": 1}
+_PAUSES = {"x86_64": ("llvm.x86.sse2.pause", ()), "aarch64": ("llvm.aarch64.isb", (15,))}
+_PAUSES["arm64"], _PAUSES["amd64"] = _PAUSES["aarch64"], _PAUSES["x86_64"]
 
 
 class Expressions(ast.NodeVisitor):
@@ -150,6 +157,12 @@ class Expressions(ast.NodeVisitor):
             return self._call(node, name, values)
         if name == "column_value" and len(values) == 3:
             return self._column_value(node, *values)
+        if name == "address_of" and len(values) == 1 and values[0].type in ARRAYS:
+            return self._b.ptrtoint(values[0], INT)
+        if name == "pause" and not values:
+            return self._pause()
+        if name in _ON_MEMORY:
+            return self._on_memory(node, name, values)
         known: dict[str, Callable[..., Any]] = {
             "int": lambda x: self._b.fptosi(x, INT) if x.type is FLOAT else self._cast(node, x, INT),
             "bool": lambda x: self._truth(node, x),
@@ -172,17 +185,42 @@ class Expressions(ast.NodeVisitor):
         kinds = (INT, INT, INT, ARRAYS[1], INT, ARRAYS[0], INT, INT)
         if function is not None:
             kinds = function.function_type.args
-        if len(values) != len(kinds) or node.keywords:
-            raise self._fault(node, f"needs {len(kinds)} arguments")
-        values = [self._cast(node, v, k) for v, k in zip(values, kinds, strict=True)]
+        values = self._given(node, values, kinds)
         if function is not None:
             return self._b.call(function, values)
         kernel, lo, hi, task, table, w, theta, state = values
-        pointer, status = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(status, [INT, INT, pointer, pointer, pointer])
         spots = (self._b.gep(task, [table]), self._b.gep(w, [theta]), self._b.gep(w, [state]))
-        arguments = [lo, hi, *(self._b.bitcast(spot, pointer) for spot in spots)]
-        return self._b.sext(self._b.call(self._b.inttoptr(kernel, kind.as_pointer()), arguments), INT)
+        return self._of_kernel(kernel, lo, hi, [self._b.bitcast(spot, _PLACE) for spot in spots])
+
+    def _of_kernel(self, kernel: Any, lo: Any, hi: Any, spots: list[Any]) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [INT, INT, *[_PLACE] * 3])
+        return self._b.sext(self._b.call(self._b.inttoptr(kernel, kind.as_pointer()), [lo, hi, *spots]), INT)
+
+    def _on_memory(self, node: ast.Call, name: str, values: list[Any]) -> Any:
+        first, *more = self._given(node, values, (INT,) * _ON_MEMORY[name])
+        if name == "call_at":
+            lo, hi, *spots = more
+            return self._of_kernel(first, lo, hi, [self._b.inttoptr(spot, _PLACE) for spot in spots])
+        if name == "call_plain":
+            function = ir.FunctionType(ir.IntType(32), [])
+            return self._b.call(self._b.inttoptr(first, function.as_pointer()), [])
+        spot = self._b.inttoptr(first, ARRAYS[1])
+        if name == "word":
+            return self._b.load_atomic(spot, "acquire", _WORD)
+        if name == "set_word":
+            return self._b.store_atomic(more[0], spot, "release", _WORD)
+        return spot if name == "ints_at" else self._b.atomic_rmw("add", spot, more[0], "acq_rel")
+
+    def _pause(self) -> Any:
+        name, numbers = _PAUSES.get(llvm.get_process_triple().split("-")[0].lower(), ("llvm.donothing", ()))
+        kind = ir.IntType(32)
+        function = self._b.module.declare_intrinsic(name, fnty=ir.FunctionType(VOID, [kind] * len(numbers)))
+        return self._b.call(function, [ir.Constant(kind, number) for number in numbers])
+
+    def _given(self, node: ast.Call, values: list[Any], kinds: Sequence[Any]) -> list[Any]:
+        if len(values) != len(kinds) or node.keywords:
+            raise self._fault(node, f"needs {len(kinds)} arguments")
+        return [self._cast(node, value, kind) for value, kind in zip(values, kinds, strict=True)]
 
     def _column_value(self, node: ast.Call, task: Any, place: Any, row: Any) -> Any:
         if (task.type, place.type, row.type) != (ARRAYS[1], INT, INT):

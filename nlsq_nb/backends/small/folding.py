@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nlsq_nb.backends.small.native import Floats, Ints, column_value, native
 
-__all__ = ["fold", "fold_all"]
+__all__ = ["fold", "fold_all", "fold_from"]
 
 COUNT, SIZE, STATES = range(3)
 """What `task` has: the number of segments, of sums, and the address of the high and low sums of each in turn."""
@@ -29,11 +29,18 @@ def fold(w: Floats, state: int, part: int, size: int) -> None:
 
 
 @native
-def fold_all(task: Ints, w: Floats) -> int:
-    """Add those of all segments to the high and low sums that `w` begins with; always 1."""
-    size, part = task[SIZE], 0
-    for _ in range(task[COUNT]):
+def fold_from(first: int, task: Ints, w: Floats) -> None:
+    """Add those of the segments from one on to the high and low sums that `w` begins with."""
+    size = task[SIZE]
+    part = 2 * first * size
+    for _ in range(first, task[COUNT]):
         for k in range(size):
             advance(w, k, size, column_value(task, STATES, part + k), column_value(task, STATES, part + size + k))
         part += 2 * size
+
+
+@native
+def fold_all(task: Ints, w: Floats) -> int:
+    """Add those of all segments; always 1."""
+    fold_from(0, task, w)
     return 1

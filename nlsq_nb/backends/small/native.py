@@ -1,14 +1,31 @@
-"""The mark on functions that are compiled together, their types, and their way to the kernel."""
+"""The mark on functions that are compiled together, their types, and their ways to the kernel and to memory."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COLUMNS", "KERNELS", "Floats", "Ints", "call_kernel", "column_value", "native"]
+__all__ = [
+    "COLUMNS",
+    "KERNELS",
+    "Floats",
+    "Ints",
+    "add_to_word",
+    "address_of",
+    "call_at",
+    "call_kernel",
+    "call_plain",
+    "column_value",
+    "ints_at",
+    "native",
+    "pause",
+    "set_word",
+    "word",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -81,3 +98,120 @@ def column_value(task: Ints, place: int, row: int) -> float:
         The number.
     """
     return float(COLUMNS[int(task[place])][row])
+
+
+def call_at(kernel: int, lo: int, hi: int, columns: int, theta: int, state: int) -> int:
+    """Fold sums over rows of the data, where everything is given by its address.
+
+    Parameters
+    ----------
+    kernel : int
+        Of a function of `entries.SIGNATURE`.
+    lo, hi : int
+        Rows lo ≤ i < hi.
+    columns, theta, state : int
+        Of the table of columns, the parameters, and the sums.
+
+    Returns
+    -------
+    int
+        0 if it could.
+    """
+    function = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 5)(int(kernel))
+    return int(function(*map(int, (lo, hi, columns, theta, state))))
+
+
+def call_plain(function: int) -> None:
+    """Call a function without arguments.
+
+    Parameters
+    ----------
+    function : int
+        Its address.
+    """
+    ctypes.CFUNCTYPE(ctypes.c_int32)(int(function))()
+
+
+def address_of(numbers: Floats) -> int:
+    """Where numbers begin.
+
+    Parameters
+    ----------
+    numbers : ndarray
+        Contiguous.
+
+    Returns
+    -------
+    int
+        The address.
+    """
+    return numbers.ctypes.data
+
+
+def ints_at(place: int) -> Ints:
+    """Integers behind an address.
+
+    Parameters
+    ----------
+    place : int
+        The address.
+
+    Returns
+    -------
+    ndarray of int
+        As many as anybody looks at.
+    """
+    return np.ctypeslib.as_array((ctypes.c_int64 * 64).from_address(int(place)))
+
+
+def word(place: int) -> int:
+    """An integer that another thread may have written, and all that it wrote before.
+
+    Parameters
+    ----------
+    place : int
+        Its address.
+
+    Returns
+    -------
+    int
+        What is there.
+    """
+    return ctypes.c_int64.from_address(int(place)).value
+
+
+def set_word(place: int, value: int) -> None:
+    """Write an integer that another thread may read, after all that was written before.
+
+    Parameters
+    ----------
+    place : int
+        Its address.
+    value : int
+        What is to be there.
+    """
+    ctypes.c_int64.from_address(int(place)).value = int(value)
+
+
+def add_to_word(place: int, value: int) -> int:
+    """Add to an integer, which in native code no other thread can do in between.
+
+    Parameters
+    ----------
+    place : int
+        Its address.
+    value : int
+        What is to be added.
+
+    Returns
+    -------
+    int
+        What was there.
+    """
+    found = word(place)
+    set_word(place, found + value)
+    return found
+
+
+def pause() -> None:
+    """Give way for a moment, some tens of cycles, to the other thread of a core."""

@@ -1,0 +1,134 @@
+"""A pass that threads share: each takes the next segment that nobody has taken, until there is none.
+
+One thread leads: it posts the pass, works at it as the others do, and waits for what they have begun. What
+a pass consists of is written before the number of segments LEFT, and stays until all of them have ENDED; who has
+taken a segment, and only he, may read it. So helpers that come late, or stay for the next pass, do no harm.
+"""
+
+from __future__ import annotations
+
+from nlsq_nb.backends.small.folding import fold_from
+from nlsq_nb.backends.small.native import (
+    Floats,
+    Ints,
+    add_to_word,
+    address_of,
+    call_at,
+    call_plain,
+    column_value,
+    ints_at,
+    native,
+    pause,
+    set_word,
+    word,
+)
+from nlsq_nb.core.layout import SEGMENT
+
+__all__ = ["WORDS", "end_pass", "help_on", "post_pass", "run_whole"]
+
+LEFT, ENDED, STAYS, COUNT = range(0, 4 * 64, 64)
+FAILED, KERNEL, TABLE, THETA, STATES, WIDTH, LO, FIRST, HI, YIELD = range(COUNT + 8, COUNT + 11 * 8, 8)
+"""Where the words of a team are, in bytes from its address, which is all that `task` has; those that change in a pass
+have lines of the cache of their own. Segments that are left and ended, whether helpers stay between passes; the
+number of segments, whether the kernel failed at one; addresses of the kernel, the columns, the parameters and the sums;
+how many numbers the high and low sums of a segment are; the first row, the row after the first segment, and the row
+after the last; the address of what gives way to other processes."""
+
+WORDS = 6 * 8
+"""How many integers that are."""
+
+SEGMENTS, SIZE, SUMS, TEAM, PASS = range(5)
+"""What a plan has for `run_whole`: what `folding` has in `task`, the address of a team, and its words from COUNT on."""
+
+POSTED = (HI - COUNT) // 8 + 1
+"""How many of these say what a pass consists of."""
+
+PATIENCE = 4_000
+"""How often a helper that stays gives way to others before it leaves: some milliseconds."""
+
+HOPE = 2_000
+"""Pauses for which a thread waits for another before it gives way."""
+
+
+@native
+def take_one(team: int, k: int) -> None:
+    """Sum over a segment; the first may have begun before these rows."""
+    first, hi = word(team + FIRST), word(team + HI)
+    lo = first + (k - 1) * SEGMENT if k > 0 else word(team + LO)
+    state = word(team + STATES) + 8 * k * word(team + WIDTH)
+    end = min(first + k * SEGMENT, hi)
+    if call_at(word(team + KERNEL), lo, end, word(team + TABLE), word(team + THETA), state) != 0:
+        set_word(team + FAILED, 1)
+
+
+@native
+def take_all(team: int) -> None:
+    """Sum over segments as long as there are any."""
+    while word(team + LEFT) > 0:
+        left = add_to_word(team + LEFT, -1)
+        if left > 0:
+            take_one(team, word(team + COUNT) - left)
+            add_to_word(team + ENDED, 1)
+
+
+@native
+def idle(team: int, turn: int) -> None:
+    """Wait for a moment: the longer it takes, the likelier somebody else needs the processor."""
+    if turn < HOPE or word(team + YIELD) == 0:
+        pause()
+    else:
+        call_plain(word(team + YIELD))
+
+
+@native
+def help_on(team: int) -> None:
+    """Work at what is posted, as long as the helpers of the team stay."""
+    turn = 0
+    while turn < HOPE + PATIENCE:
+        if word(team + LEFT) > 0:
+            take_all(team)
+            turn = 0
+        elif word(team + STAYS) == 0:
+            break
+        idle(team, turn)
+        turn += 1
+
+
+@native
+def post_pass(team: int) -> None:
+    """Post a pass that is written down."""
+    set_word(team + ENDED, 0)
+    set_word(team + LEFT, word(team + COUNT))
+
+
+@native
+def end_pass(team: int) -> None:
+    """Work at a pass until all of it has ended."""
+    take_all(team)
+    turn = 0
+    while word(team + ENDED) < word(team + COUNT):
+        idle(team, turn)
+        turn += 1
+
+
+@native
+def sum_whole(plan: Ints, theta: Floats, state: Floats) -> int:
+    """One pass of a team, and the sum of its segments; 0 if it could."""
+    team, size = plan[TEAM], plan[SIZE]
+    for k in range(POSTED):
+        set_word(team + COUNT + 8 * k, plan[PASS + k])
+    set_word(team + THETA, address_of(theta))
+    for k in range(2 * size * plan[SEGMENTS]):
+        set_word(plan[SUMS] + 8 * k, 0)
+    post_pass(team)
+    end_pass(team)
+    for k in range(2 * size):
+        state[k] = column_value(plan, SUMS, k)
+    fold_from(1, plan, state)
+    return word(team + FAILED)
+
+
+@native
+def run_whole(_lo: int, _hi: int, columns: Ints, theta: Floats, state: Floats) -> int:
+    """A kernel of all rows, whose only column is the address of a plan."""
+    return sum_whole(ints_at(columns[0]), theta, state)
