@@ -269,6 +269,7 @@ class CpuBackend:
                 self._teams.append(team)
 
     def _free_team(self, entry: Entry) -> Team:
+        self._threads()  # those of a process before a fork belong to no team here
         try:
             return self._teams.pop()
         except IndexError:
