@@ -186,7 +186,7 @@ class DirectFit:
     def _iterated(self, whole: WholePasses) -> FitState | None:
         """Phases 1 and 2; as far as they came where the user stopped them, None to begin anew in `Fit`."""
         plan, source, part, warms_up = self._plan, self._source, self._part, self._warms_up
-        smaller = () if part is source else (thinned(part, plan.options), part)
+        smaller = () if part is source else (thinned(part, plan.options, len(self.state.theta)), part)
         rows = self._engine.resident() or whole.resident
         objective = self._objective(source)
         phases = NativePhases(plan, self.state, self.summary, objective, rows, tuple(map(self._engine_over, smaller)))

@@ -20,7 +20,7 @@ Rows = NDArray[np.int64]
 _WHOLE = 8192  # rows up to which the warm-up sees all data
 _SAMPLE, _SHARE = 16_384, 4  # of more it sees a quarter, but no more rows than these
 _ROWS_PER_PARAMETER = 1000  # and no fewer than these
-_THIN = 4  # of a sample a quarter leads near to where all of it leads
+_THIN, _THIN_PER_PARAMETER = 4, 640  # of a sample a quarter, or less, leads near to where all of it leads
 _ALL_CHECKED = 4096  # rows up to which an answer is compared with others on all of them
 _CHECKED = 512  # and rows on which it is where there are more
 _CHECKED_PER_PARAMETER = 16
@@ -92,7 +92,7 @@ def drawn_rows(n_rows: int, n_params: int, wanted: int | str, seed: int) -> Draw
     size, part, few = _size(n_rows, n_params, wanted), None, None
     if size < n_rows:
         part = rows_of(stratified_rows(n_rows, size, seed))
-        few = part[scattered_rows(len(part), -(-len(part) // _THIN), seed)]
+        few = part[scattered_rows(len(part), _thin(len(part), n_params), seed)]
     whole = n_rows if part is None else len(part)
     if whole <= max(_ALL_CHECKED, count := _checked(n_params)):
         return Drawn(part, few, part)
@@ -125,7 +125,11 @@ def sample_of(problem: Problem, options: Groups) -> Source:
     return sample(source, stratified_rows(source.n_rows, rows, options.setup.seed))
 
 
-def thinned(part: Source, options: Groups) -> Source:
+def _thin(n_rows: int, n_params: int) -> int:
+    return min(-(-n_rows // _THIN), _THIN_PER_PARAMETER * n_params)
+
+
+def thinned(part: Source, options: Groups, n_params: int) -> Source:
     """A part of a sample, for the many steps far from the optimum.
 
     Parameters
@@ -134,14 +138,16 @@ def thinned(part: Source, options: Groups) -> Source:
         The sample.
     options : Groups
         Validated options.
+    n_params : int
+        p.
 
     Returns
     -------
     Source
-        A quarter of its rows, one at a random place in each of as many equal parts.
+        A quarter of its rows or less, one at a random place in each of as many equal parts.
     """
     n = part.n_rows
-    return ScatteredSource(part, scattered_rows(n, -(-n // _THIN), options.setup.seed))
+    return ScatteredSource(part, scattered_rows(n, _thin(n, n_params), options.setup.seed))
 
 
 def rows_to_check(source: Source, options: Groups, n_params: int) -> Source:
