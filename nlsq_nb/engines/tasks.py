@@ -133,7 +133,8 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
     from distributed.protocol.pickle import loads
 
     try:
-        answers = client.run(_answer, asked, workers=list(asked), on_error="return")
+        # to all that are there: the scheduler tries for half a minute to speak to one that has just gone
+        answers = client.run(_answer, asked, on_error="return")
     except Exception as error:  # noqa: BLE001 - of the cluster; tasks deal with it or name it
         _log.debug("a pass without tasks failed: %s", error)
         return None
@@ -144,6 +145,8 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
 
 async def _answer(asked: Asked, dask_worker: Any) -> Any:
     """What a worker does with the message: its part, in a thread of its own, as a task would."""
+    if dask_worker.address not in asked:
+        return None
     parcel, spans, keys = asked[dask_worker.address]
     try:
         blocks = [dask_worker.data[key] for key in keys]

@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -183,7 +184,7 @@ def test_one_cluster_for_fits_of_several_arrays(client, expected):
         assert bits(curve_fit(MODEL, *given, engine=placed, **START)) == expected
 
 
-@pytest.mark.parametrize("when", ["before a pass", "in a pass"])
+@pytest.mark.parametrize("when", ["just before a pass", "before a pass", "in a pass"])
 @pytest.mark.parametrize("data", ["file", pytest.param("held", marks=LONG)])
 def test_a_worker_that_is_killed_costs_no_bit(client, path, expected, data, when, monkeypatch):
     given = (path,) if data == "file" else client.persist(list(arrays()))
@@ -191,12 +192,16 @@ def test_a_worker_that_is_killed_costs_no_bit(client, path, expected, data, when
 
     def killing(*asked):
         if len(answers) == 2:
-            pid = next(iter(client.run(os.getpid).values()))
-            kill = threading.Timer(0.0 if when == "before a pass" else 0.02, os.kill, (pid, signal.SIGKILL))
+            address, pid = next(iter(client.run(os.getpid).items()))
+            kill = threading.Timer(0.02 if when == "in a pass" else 0.0, os.kill, (pid, signal.SIGKILL))
             kill.start()
-            if when == "before a pass":
+            if when != "in a pass":
                 kill.join()
+            while when == "before a pass" and address in client.nthreads():
+                time.sleep(0.001)
+        begin = time.monotonic()
         answers.append(plain(*asked))
+        assert when != "before a pass" or time.monotonic() - begin < 20.0  # nobody speaks to the dead for half a minute
         return answers[-1]
 
     monkeypatch.setattr(dask, "ask", killing)
