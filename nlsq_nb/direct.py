@@ -176,7 +176,7 @@ class DirectFit:
         outcome = self._concluded(end)
         if source.revision:
             return None
-        self._let_go()
+        self._let_go(whole.count if end.stop is StopReason.INTERRUPTED else 0)
         if warms_up:
             sink = TelemetryObserver(get_defense_telemetry())
             for event in self._events():
@@ -208,14 +208,17 @@ class DirectFit:
         end = self._best_of(whole)
         self.stamps.append(stamp())
         outcome = self._concluded(end)
-        self._let_go()
+        self._let_go(whole.count)
         return self.result(outcome, depth=8)
 
-    def _let_go(self) -> None:
-        """The end: results are kept by the thousand, so the sample and the arrays of the phases go."""
+    def _let_go(self, done: int = 0) -> None:
+        """The end: results are kept by the thousand, so the sample and the arrays of the phases go.
+
+        Of native code that was stopped only the passes that were `done` count, not the last, which was begun.
+        """
         self.stamps.append(stamp())
         ran, counted = self._phases, self._counted.values()
-        passes = ran.passes + sum(each.passes for each in counted) + (self._first is not None)
+        passes = (done or ran.passes + (self._first is not None)) + sum(each.passes for each in counted)
         sampled = ran.sample_passes + sum(each.sample_passes for each in counted)
         self._phases = Ran(passes, sampled, ran.warmup, ran.found, ran.marks)
         self._counted, self._part, self._first = {}, self._source, None

@@ -50,6 +50,8 @@ class WholePasses:
         The sse of the first pass.
     best : tuple of (ndarray, NormalSums), or None
         The point of lowest sse so far, and its sums.
+    count : int
+        Passes so far.
     """
 
     def __init__(self, run: Callable[[Floats], NormalSums], n_params: int, n_rows: int) -> None:
@@ -60,6 +62,7 @@ class WholePasses:
         self.failure: BaseException | None = None
         self.first = math.nan
         self.best: tuple[Floats, NormalSums] | None = None
+        self.count = 0
 
     def __enter__(self) -> Self:
         _open[self._key] = self
@@ -87,6 +90,7 @@ class WholePasses:
 
     def see(self, point: Floats, sums: NormalSums) -> None:
         """Take note of a pass."""
+        self.count += 1
         if self.best is None:
             self.first = sums.sse
         if self.best is None or sums.sse < self.best[1].sse:

@@ -206,21 +206,23 @@ class AheadReader:
             self._all.begin()
             self._begun = True
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == k:
-            try:
-                chunk = ahead[1].result()
-            except KeyboardInterrupt:
-                self._all.abandon()
-                raise
-        else:
+        if ahead is None or ahead[0] != k:
             _settle(ahead)
             self._forget()
-            chunk = self._fill(*self.rows(k), in_place=self._in_place)
+            ahead = self._begun_at(k)  # not here: h5py loses a Ctrl-C that strikes in what it calls
+        try:
+            chunk = ahead[1].result()
+        except KeyboardInterrupt:
+            self._all.abandon()
+            raise
         self._past, self._shown = self._shown, self.rows(k)
         if self._shown[1] < self._end:
-            fill = partial(self._fill, in_place=self._in_place)
-            self._ahead = (k + 1, self._all.read_ahead(fill, *self.rows(k + 1)))
+            self._ahead = self._begun_at(k + 1)
         return chunk
+
+    def _begun_at(self, k: int) -> tuple[int, Future[Chunk]]:
+        """Chunk k, which is being read."""
+        return k, self._all.read_ahead(partial(self._fill, in_place=self._in_place), *self.rows(k))
 
     def read_rows(self, lo: int, hi: int) -> Chunk:
         """Some rows, no more than a chunk has; valid until others are read."""
@@ -254,7 +256,7 @@ class AheadReader:
             self._all.store.drop(*past)
 
     def _fill(self, lo: int, hi: int, *, in_place: bool) -> Chunk:
-        """Read rows into the side that is not in use; runs in turn here and in the thread."""
+        """Read rows into the side that is not in use; runs in the thread, and here for a few rows, in turn."""
         self._drop_past()
         self._side = 1 - self._side
         buffers, rooms = self._sides[self._side]

@@ -155,6 +155,7 @@ def test_ctrl_c_in_a_pass_gives_the_best_point(way, at, monkeypatch):
     assert stopped.sse == pytest.approx(min(sse), rel=1e-12)
     assert stopped.popt.tolist() == broken.points[int(np.argmin(sse))].tolist()
     assert broken.after == 0
+    assert stopped.nfev == at
     assert least <= stopped.sse
     names = [entry["name"] for entry in stopped.streaming_diagnostics["phase_history"]]
     assert len(names) == 4
