@@ -295,7 +295,8 @@ def test_no_more_than_two_chunks_are_shown(end):
         assert chunk.x[0].tolist() == [2.0 * k, 2.0 * k + 1.0]
     reader.close()
     rows.close()
-    assert (store.shown, store.most, store.rests) == (set(), 2, 1)
+    assert (store.shown, store.rests) == (set(), 1)
+    assert store.most == 2 or (end == 1 and store.most == 1)  # the second may not have been begun when the pass ended
 
 
 def test_a_file_that_is_replaced_is_read_to_the_end_and_told_later(path):
