@@ -235,6 +235,8 @@ class DirectFit:
         if whole.failure is None and not (rows is whole.resident and phases.is_broken):
             return None
         failure = whole.lost()
+        if whole.best is None and rows.n_rows > RESIDENT_ROWS and (known := phases.found_so_far()) is not None:
+            whole.see(*known, phases.passes)
         if whole.best is None or not isinstance(failure, KeyboardInterrupt):
             raise failure
         return self._best_of(whole)

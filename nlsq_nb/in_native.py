@@ -11,7 +11,8 @@ from nlsq_nb.backends.small import layout as at
 from nlsq_nb.compiled import OFF, finish, is_plain, reached, warmup_asked, warmup_settings
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Resident
-from nlsq_nb.native_run import NativeRun
+from nlsq_nb.core.sums import NormalSums
+from nlsq_nb.native_run import NativeRun, found_so_far
 from nlsq_nb.objective import DataObjective, SourcedEngine
 from nlsq_nb.phases.gauss_newton import GaussNewton
 from nlsq_nb.phases.state import FitState, WarmupStop
@@ -173,6 +174,11 @@ class NativePhases(Ran):
     def is_broken(self) -> bool:
         """Whether a pass over all rows ended the last run."""
         return self._run is not None and bool(self._run.found and self._run.found[at.BROKEN])
+
+    def found_so_far(self) -> tuple[Floats, NormalSums] | None:
+        """The point of a fit that the user has stopped; see `native_run.found_so_far`."""
+        run = self._run
+        return None if run is None else found_so_far(run.w, run.shape, self._rows.n_rows)
 
     def _warm_on(self) -> bool:
         """Layers 1 and 2 on all rows, phase 1 on few, phase 2 on the sample, layer 3 on all rows."""

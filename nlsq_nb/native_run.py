@@ -15,7 +15,7 @@ from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.phases.finalize import INVERSE
 from nlsq_nb.phases.state import FitState, StopReason, WarmupPoint, WarmupStop
 
-__all__ = ["NEWTON_STOPS", "WARMUP_STOPS", "NativeRun"]
+__all__ = ["NEWTON_STOPS", "WARMUP_STOPS", "NativeRun", "found_so_far"]
 
 Floats = NDArray[np.float64]
 NEWTON_STOPS = (
@@ -42,6 +42,31 @@ WARMUP_STOPS = (
     WarmupStop.NOTHING_NONLINEAR,
 )
 """The same of phase 1."""
+
+
+def found_so_far(w: Floats, shape: at.Layout, n_rows: int) -> tuple[Floats, NormalSums] | None:
+    """Where native code stood when the user stopped the fit.
+
+    Parameters
+    ----------
+    w : ndarray
+        As it has left them.
+    shape : Layout
+        Where everything is.
+    n_rows : int
+        Of the pass.
+
+    Returns
+    -------
+    tuple of (ndarray, NormalSums), or None
+        θ and the sums of the first record; None where nothing was measured there, or nothing better than the start.
+    """
+    if not w[at.PASSES] > 0.0 or w[at.BROKEN]:
+        return None
+    p, begin, size = shape.n_params, shape.one + shape.sums, shape.n_sums
+    high, low = w[begin : begin + size].copy(), w[begin + size : begin + 2 * size].copy()
+    sums = NormalSums(n_rows, p, 2, high, low)
+    return (w[shape.one : shape.one + p].copy(), sums) if sums.is_finite and sums.sse <= w[at.FIRST_SSE] else None
 
 
 class NativeRun:
@@ -145,8 +170,6 @@ class NativeRun:
         """
         entry = compiled_run()
         if entry is not None:
-            if self._rows.gather is not None:
-                self._rows.gather()
             place = ctypes.addressof(self._space)
             self.stop = entry.call(phase, place + self.w.nbytes, place)
             self.found = self.w[: at.RESULTS].tolist()

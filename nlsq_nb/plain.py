@@ -22,10 +22,11 @@ from nlsq_nb.compiled import LARGEST, OFF
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.chunk import Chunk, Resident, address_of
 from nlsq_nb.core.layout import packed_index
+from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.drawn import Drawn
 from nlsq_nb.in_native import NativePlan, plan_of
 from nlsq_nb.models.symbolic import Model
-from nlsq_nb.native_run import NEWTON_STOPS, WARMUP_STOPS
+from nlsq_nb.native_run import NEWTON_STOPS, WARMUP_STOPS, found_so_far
 from nlsq_nb.phases.state import StopReason, WarmupStop
 from nlsq_nb.protocols import Backend, Kernel
 from nlsq_nb.retold import MODES
@@ -134,7 +135,7 @@ def _backend() -> Backend:
 class _Run:
     """Arrays of a run over some rows; see `NativeRun`, which makes the same from a state."""
 
-    __slots__ = ("_call", "_gather", "_kept", "_place", "_task", "space", "task")
+    __slots__ = ("_call", "_kept", "_place", "_task", "space", "task")
 
     def __init__(
         self, known: Prepared, columns: Columns, start: list[float], theta: list[float], rows: Resident | None = None
@@ -143,13 +144,13 @@ class _Run:
         assert entry is not None
         space = self.space = shape.space.from_buffer_copy(known.first)
         task = self.task = known.task.from_buffer(space, shape.size * _DOUBLE)
-        self._gather, self._kept = None, (columns, rows)  # for as long as their addresses are used
+        self._kept = columns, rows  # for as long as their addresses are used
         if rows is None:
             task[at.ROWS], task[-len(columns) :] = len(columns[0]), [address_of(c) for c in columns]
         else:
             task[at.KERNEL], task[at.ROWS] = rows.kernel, rows.n_rows
             task[at.SPAN], task[at.DONE] = rows.span, rows.done
-            first, self._gather = len(task) - len(columns), rows.gather
+            first = len(task) - len(columns)
             task[first : first + len(rows.columns)] = rows.columns
         space[shape.one - 2 * p : shape.one + p] = [*[abs(value) or 1.0 for value in start], *start, *theta]
         self._call, self._place = entry.call, ctypes.addressof(space)
@@ -157,8 +158,6 @@ class _Run:
 
     def go(self, phase: int) -> int:
         """Run a phase: how it ended."""
-        if self._gather is not None:
-            self._gather()
         stop: int = self._call(phase, self._task, self._place)
         return stop
 
@@ -208,6 +207,7 @@ class PlainPhases:
         self, known: Prepared, columns: Columns, start: list[float], drawn: Drawn, whole: Resident | None = None
     ) -> None:
         self._known, self._columns, self._start, self._drawn = known, columns, start, drawn
+        self._rows = len(columns[0])
         self._run: _Run | None = _Run(known, columns, start, start, whole)
         self.passes = self.sample_passes = 0
 
@@ -259,6 +259,12 @@ class PlainPhases:
     def is_broken(self) -> bool:
         """Whether a pass over all rows ended the last phase."""
         return bool((self.found if self._run is None else self._run.space)[at.BROKEN])
+
+    def found_so_far(self) -> tuple[Floats, NormalSums] | None:
+        """The point of a fit that the user has stopped; see `native_run.found_so_far`."""
+        run, shape = self._run, self._known.shape
+        numbers = self.numbers if run is None else np.frombuffer(run.space, np.float64, shape.size)
+        return found_so_far(numbers, shape, self._rows)
 
     def _on_sample(self, run: _Run) -> bool:
         """Phase 1 on few rows, phase 2 on the sample, layer 3 on all rows; see `NativePhases`."""

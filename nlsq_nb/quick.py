@@ -163,7 +163,11 @@ class _PlainFit:
         chunk = Chunk(0, (x,), (y,), tuple(weights) or None)
         rows = self.known.backend.resident(self.known.kernel, chunk) if self.n > SHARED_ROWS else None
         if rows is not None or self.n <= RESIDENT_ROWS:
-            return self._iterated(columns, rows) and self._stands(columns)
+            try:
+                return self._iterated(columns, rows) and self._stands(columns)
+            except KeyboardInterrupt as failure:
+                self._keep_best(failure)
+                return False
         with WholePasses(partial(self._one_pass, chunk), len(self.start), self.n) as whole:
             self.whole = whole
             try:
@@ -183,6 +187,16 @@ class _PlainFit:
         ended = phases.converge()
         self.after = stamp()
         return ended
+
+    def _keep_best(self, failure: KeyboardInterrupt) -> None:
+        """What is known where the user stops a fit of many rows whose passes were too short to look for that."""
+        phases: PlainPhases | None = getattr(self, "phases", None)
+        known = None if phases is None or self.n <= RESIDENT_ROWS else phases.found_so_far()
+        if phases is None or known is None:
+            raise failure
+        self.whole = WholePasses(None, len(self.start), self.n)
+        self.whole.failure = failure
+        self.whole.see(*known, phases.passes)
 
     def _one_pass(self, chunk: Chunk, theta: Floats) -> NormalSums:
         """Over all rows, in threads."""

@@ -37,8 +37,8 @@ class WholePasses:
 
     Parameters
     ----------
-    run : callable
-        `run(theta)`: the sums of order 2 over all rows, or an exception.
+    run : callable, optional
+        `run(theta)`: the sums of order 2 over all rows, or an exception; None where nothing is left to be run.
     n_params, n_rows : int
         p and n.
 
@@ -54,8 +54,8 @@ class WholePasses:
         Passes so far.
     """
 
-    def __init__(self, run: Callable[[Floats], NormalSums], n_params: int, n_rows: int) -> None:
-        self._run: Callable[[Floats], NormalSums] | None = run
+    def __init__(self, run: Callable[[Floats], NormalSums] | None, n_params: int, n_rows: int) -> None:
+        self._run = run
         self._n_params = n_params
         self._key = next(_keys)
         self.resident = Resident(_ADDRESS, (self._key,), n_rows, None, n_rows, _ANSWERED)
@@ -88,9 +88,9 @@ class WholePasses:
         failure, self.failure = self.failure, None
         return failure or KeyboardInterrupt()
 
-    def see(self, point: Floats, sums: NormalSums) -> None:
-        """Take note of a pass."""
-        self.count += 1
+    def see(self, point: Floats, sums: NormalSums, passes: int = 1) -> None:
+        """Take note of a pass, or of the best of some."""
+        self.count += max(1, passes)
         if self.best is None:
             self.first = sums.sse
         if self.best is None or sums.sse < self.best[1].sse:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from numpy.typing import NDArray
 from nlsq_nb.backends.entries import Bound, bind, kernel_entry
 from nlsq_nb.backends.objects import Entry
 from nlsq_nb.backends.reference import ReferenceBackend, ReferenceKernel, block_triangle
-from nlsq_nb.backends.small import compiled_pass, compiled_run, fold_segments
-from nlsq_nb.backends.team import Team
+from nlsq_nb.backends.small import compiled, compiled_run, fold_segments
+from nlsq_nb.backends.team import Team, free_team, give_back
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.core.chunk import Chunk, Resident, address_of
@@ -134,18 +135,13 @@ class CpuBackend:
         self._pool: ThreadPoolExecutor | None = None
         self._process = 0
         self._lock = threading.Lock()
-        self._teams, self._own = list[Team](), threading.local()
+        self._own = threading.local()
         self._numpy = ReferenceBackend()
 
     @cached_property
     def n_threads(self) -> int:
         """Threads of a long pass."""
         return self._asked or available_cores()
-
-    @cached_property
-    def _fits(self) -> bool:
-        """Whether a thread that waits keeps nobody from working."""
-        return self.n_threads <= available_cores()
 
     def compile(
         self, program: AnyProgram, dtype: Any, loss: Loss = LEAST_SQUARES
@@ -236,67 +232,45 @@ class CpuBackend:
 
     def _led(self, kernel: CpuKernel, chunk: Chunk) -> Resident | None:
         """The same of more rows, which threads share while they are at hand."""
-        team, whole = getattr(self._own, "team", None), compiled_pass()
-        if team is None or whole is None or chunk.n_rows * kernel.seconds_per_row(2) > _AT_ONCE:
+        team, whole, program = self._team, compiled("run_whole"), kernel.program
+        if team is None or whole is None or isinstance(program, PointProgram):
+            return None
+        if chunk.n_rows * kernel.seconds_per_row(2) > _AT_ONCE:
             return None
         work, pieces = kernel.entry("sums2", chunk), Accumulator(1, 0).pieces(chunk.n_rows)
-        place, kept = team.plan(work, pieces)
-        gather = partial(self._gather, team, min(self.n_threads, len(pieces)) - 1)
-        return Resident(whole.address, (place,), chunk.n_rows, (whole, kept), chunk.n_rows, gather=gather)
+        place, kept = team.plan(work, pieces, min(self.n_threads, len(pieces)) - 1)
+        return Resident(whole.address, (place,), chunk.n_rows, (whole, kept), chunk.n_rows)
 
     def release(self) -> None:
         """End the threads; see `Backend.release`."""
         with self._lock:
-            pool, self._pool, self._teams = self._pool, None, []
+            pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep threads at hand between passes: to call them takes as long as a short one; see `Backend.in_use`."""
-        entry = compiled_run()
-        if entry is None or self.n_threads < 2 or getattr(self._own, "team", None) is not None:
-            yield
-            return
-        team = self._own.team = self._free_team(entry)
-        team.stay(stays=self._fits)
-        try:
-            yield
-        finally:
-            self._own.team = None
-            team.stay(stays=False)
-            if not team.is_open:
-                self._teams.append(team)
+    def in_use(self) -> AbstractContextManager[None]:
+        """Keep threads at hand between passes: to start them takes as long as a short one; see `Backend.in_use`."""
+        if self._team is not None or self.n_threads < 2 or compiled_run() is None:
+            return nullcontext()
+        return _InUse(self._own, stays=self.n_threads <= available_cores())
 
-    def _free_team(self, entry: Entry) -> Team:
-        self._threads()  # those of a process before a fork belong to no team here
-        try:
-            return self._teams.pop()
-        except IndexError:
-            return Team(entry)
-
-    def _gather(self, team: Team, helpers: int) -> None:
-        """Call the helpers of a team."""
-        try:
-            with suppress(RuntimeError):  # no thread can be started: one is enough
-                team.gather(helpers, self._threads().submit)
-        except KeyboardInterrupt:
-            self._pool = None  # it may have left a lock locked
-            raise
+    @property
+    def _team(self) -> Team | None:
+        """What this thread has at hand."""
+        use = getattr(self._own, "use", _nothing)()
+        return None if use is None else use.team
 
     def _fold(self, work: Bound, pieces: list[tuple[int, int]], theta: Floats, states: Floats, seconds: float) -> None:
         """Fold pieces into their states: in threads if it takes so long that they pay."""
-        threads, entry = min(self.n_threads, len(pieces)), compiled_run()
-        if threads <= 1 or seconds < _INLINE or entry is None:
+        threads = min(self.n_threads, len(pieces))
+        if threads <= 1 or seconds < _INLINE or compiled_run() is None:
             _fold_alone(work, pieces, theta, states)
             return
-        own = getattr(self._own, "team", None)
-        if own is not None and own.is_open:
-            own = self._own.team = Team(entry)
-        team = own or self._free_team(entry)
-        team.run(work, pieces, theta, states, partial(self._gather, team, threads - 1))
+        own = self._team
+        team = own or free_team()
+        team.run(work, pieces, theta, states, threads - 1)
         if own is None:
-            self._teams.append(team)
+            give_back(team)
 
     def _spread(self, work: Callable[[int], None], count: int, seconds: float) -> None:
         """Do `work(k)` for all k of range(count): in threads if it takes so long that they pay."""
@@ -310,16 +284,17 @@ class CpuBackend:
         futures = list[Future[None]]()
         try:
             try:
-                for _ in range(threads - 1 if seconds >= _INLINE else 0):
-                    futures.append(self._threads().submit(run))
+                with suppress(RuntimeError):  # no thread can be started: one is enough
+                    for _ in range(threads - 1 if seconds >= _INLINE else 0):
+                        futures.append(self._threads().submit(run))
                 run()
             finally:
                 waiting.clear()
                 for future in futures:
                     if not future.cancel():
                         future.result()
-        except KeyboardInterrupt:
-            self._pool = None  # it may have left a lock locked, in `submit` or `result`
+        except BaseException:
+            self._pool = None  # what a signal has raised may have left a lock locked, in `submit` or `result`
             raise
 
     def _threads(self) -> ThreadPoolExecutor:
@@ -327,8 +302,30 @@ class CpuBackend:
             process = os.getpid()
             if self._pool is None or self._process != process:  # threads do not survive a fork
                 self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="nlsq_nb")
-                self._process, self._teams = process, []
+                self._process = process
             return self._pool
+
+
+def _nothing() -> None:
+    """Stands for what is not referred to."""
+
+
+class _InUse:
+    """Threads at hand, as long as this is entered; where a signal keeps it from being left, as long as it lives."""
+
+    def __init__(self, own: threading.local, *, stays: bool) -> None:
+        self._own, self._stays = own, stays
+        self.team: Team | None = None
+
+    def __enter__(self) -> None:
+        self.team = free_team()
+        self.team.stay(stays=self._stays)
+        self._own.use = weakref.ref(self)
+
+    def __exit__(self, *_: object) -> None:
+        team, self.team = self.team, None
+        if team is not None:
+            give_back(team)
 
 
 def _fold_alone(work: Bound, pieces: list[tuple[int, int]], theta: Floats, states: Floats) -> None:

@@ -1,11 +1,12 @@
-"""The threads of a pass: one leads, the others help in native code; see `small.sharing`."""
+"""The threads of a pass: one leads, the others help, in native code; see `small.sharing`."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
-from collections.abc import Callable
-from concurrent.futures import Future
+import sys
+import time
 from functools import cache
 from typing import Any
 
@@ -13,43 +14,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.backends.entries import Bound
-from nlsq_nb.backends.objects import Entry
-from nlsq_nb.backends.small import sharing
-from nlsq_nb.backends.small.layout import HELPING, LEADING, POSTING
+from nlsq_nb.backends.small import compiled, sharing
+from nlsq_nb.backends.small.layout import SHARING
 from nlsq_nb.core.chunk import address_of
 
-__all__ = ["Team"]
+__all__ = ["Team", "free_team", "give_back"]
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Pieces = list[tuple[int, int]]
-Submit = Callable[[Callable[[], None]], "Future[None]"]
 _WORD = ctypes.sizeof(ctypes.c_int64)
-_STAYS, _PASS, _FAILED, _YIELD = (
-    place // _WORD for place in (sharing.STAYS, sharing.COUNT, sharing.FAILED, sharing.YIELD)
+_STAYS, _PRESENT, _PASS, _FAILED, _SYSTEM = (
+    place // _WORD for place in (sharing.STAYS, sharing.PRESENT, sharing.COUNT, sharing.FAILED, sharing.YIELD)
 )
+_GOODBYE = 1.0  # seconds for which the end of the process waits for helpers
+
+_every: list[Team] = []  # words must be there until the last helper has left
+_free: list[Team] = []
 
 
 class Team:
-    """Threads that work at one pass at a time.
+    """Threads that work at one pass at a time. A pass is one call, so Ctrl-C finds it ended or not begun."""
 
-    A pass that Ctrl-C has ended stays open: helpers may still be at work, and the team cannot be used again.
-    They hold on to the arrays of the pass for as long as they are.
-
-    Parameters
-    ----------
-    entry : Entry
-        `compiled_run`.
-    """
-
-    def __init__(self, entry: Entry) -> None:
-        self._native = entry
+    def __init__(self) -> None:
+        run = compiled("run")
+        assert run is not None
+        self._native = run
         self._words = np.zeros(sharing.WORDS, np.int64)
-        self._words[_YIELD] = _yielding()
+        system = _system(address_of(self._words))
+        self._words[_SYSTEM : _SYSTEM + len(system)] = system
         self._task = np.array([address_of(self._words)])
         self._place = address_of(self._task)
-        self._helpers = list[Future[None]]()
-        self._kept: tuple[Any, ...] = ()
+        _every.append(self)
 
     def stay(self, *, stays: bool) -> None:
         """Let helpers wait for the next pass, for some milliseconds, or go when there is nothing to do.
@@ -62,25 +57,11 @@ class Team:
         self._words[_STAYS] = stays
 
     @property
-    def is_open(self) -> bool:
-        """Whether a pass was left before its end."""
-        return bool(self._kept)
+    def present(self) -> int:
+        """Helpers that are there, or on their way."""
+        return int(self._words[_PRESENT])
 
-    def gather(self, helpers: int, submit: Submit) -> None:
-        """Call helpers, unless they are there.
-
-        Parameters
-        ----------
-        helpers : int
-            Threads beside the one that leads.
-        submit : callable
-            Starts one of them.
-        """
-        self._helpers = [future for future in self._helpers if not future.done()]
-        while len(self._helpers) < helpers:
-            self._helpers.append(submit(self._help))
-
-    def run(self, work: Bound, pieces: Pieces, theta: Floats, states: Floats, gather: Callable[[], None]) -> None:
+    def run(self, work: Bound, pieces: Pieces, theta: Floats, states: Floats, helpers: int) -> None:
         """Fold pieces into their states.
 
         Parameters
@@ -93,26 +74,21 @@ class Team:
             Parameters.
         states : ndarray, shape (2k, width)
             High and low sums of each piece.
-        gather : callable
-            Calls helpers, once there is something to do.
+        helpers : int
+            Threads beside this one.
 
         Raises
         ------
         NumericsError
             When the kernel raised.
         """
-        assert not self.is_open
-        self._kept = work, theta, states
-        posted = _posted(work, pieces, theta, states)
+        posted = _posted(work, pieces, theta, states, helpers)
         self._words[_PASS : _PASS + len(posted)] = posted
-        self._do(POSTING)
-        gather()
-        self._do(LEADING)
-        self._kept = ()
+        self._native.call(SHARING, self._place, self._place)
         if self._words[_FAILED]:
             work.fail()
 
-    def plan(self, work: Bound, pieces: Pieces) -> tuple[int, Any]:
+    def plan(self, work: Bound, pieces: Pieces, helpers: int) -> tuple[int, Any]:
         """What `run_whole` needs for passes over some pieces.
 
         Parameters
@@ -121,6 +97,8 @@ class Team:
             Sums over rows.
         pieces : list of (int, int)
             Rows of segments.
+        helpers : int
+            Threads beside the one that calls it.
 
         Returns
         -------
@@ -130,30 +108,98 @@ class Team:
             What keeps everything where it is.
         """
         states = np.empty((2 * len(pieces), work.width))
-        posted = _posted(work, pieces, np.empty(work.n_params), states)
+        posted = _posted(work, pieces, np.empty(work.n_params), states, helpers)
         plan = np.array((len(pieces), work.width, address_of(states), address_of(self._words), *posted))
         return address_of(plan), (self, work, states, plan)
 
-    def _help(self) -> None:
-        self._do(HELPING)
-
-    def _do(self, what: int) -> None:
-        self._native.call(what, self._place, self._place)
+    def forget(self) -> None:
+        """There are no helpers: this is another process."""
+        self._words[[_PRESENT, 0]] = 0
 
 
-def _posted(work: Bound, pieces: Pieces, theta: Floats, states: Floats) -> tuple[int, ...]:
+def free_team() -> Team:
+    """A team that nobody has.
+
+    Returns
+    -------
+    Team
+        For this thread, until it gives it back.
+    """
+    try:
+        return _free.pop()
+    except IndexError:
+        return Team()
+
+
+def give_back(team: Team) -> None:
+    """Let others have a team.
+
+    Parameters
+    ----------
+    team : Team
+        From `free_team`.
+    """
+    team.stay(stays=False)
+    _free.append(team)
+
+
+def _posted(work: Bound, pieces: Pieces, theta: Floats, states: Floats, helpers: int) -> tuple[int, ...]:
     """The words of a pass, from COUNT to HI."""
     at, sums = work.places(theta, states, work.width)
-    numbers = (work.entry.address, address_of(work.table), at, sums, 2 * work.width)
+    numbers = (helpers, work.entry.address, address_of(work.table), at, sums, 2 * work.width)
     return (len(pieces), 0, *numbers, *pieces[0], pieces[-1][1])
 
 
+def _system(team: int) -> tuple[int, ...]:
+    """The words from YIELD to STARTED for the team at an address."""
+    gives_way, starts, *given = _known()
+    if os.name == "nt":
+        return gives_way, starts, *given, team, _LONG, 0, 1
+    return gives_way, starts, *given, team, 0
+
+
 @cache
-def _yielding() -> int:
-    """Address of what lets other threads have the processor; 0 where nothing is known of it."""
+def _known() -> tuple[int, ...]:
+    """Addresses of what gives way and of what starts a thread, and what that is given; 0 where it is not known here."""
+    helper = compiled("help_on")
+    assert helper is not None
     try:
-        library = ctypes.CDLL("kernel32") if os.name == "nt" else ctypes.CDLL(None)
-        function = library.SwitchToThread if os.name == "nt" else library.sched_yield
+        if os.name == "nt":
+            library = ctypes.CDLL("kernel32")
+            return _address(library.SwitchToThread), _address(library.QueueUserWorkItem), helper.address
+        library = ctypes.CDLL(None)
+        place, kind = _kept
+        library.pthread_attr_init(kind)
+        library.pthread_attr_setdetachstate(kind, 2 if sys.platform == "darwin" else 1)  # nobody waits for them
+        functions = _address(library.sched_yield), _address(library.pthread_create)
     except (OSError, AttributeError):
-        return 0
+        return (0,) * (3 if os.name == "nt" else 5)
+    return *functions, ctypes.addressof(place), ctypes.addressof(kind), helper.address
+
+
+_LONG = 0x10  # WT_EXECUTELONGFUNCTION
+_kept = ctypes.create_string_buffer(64), ctypes.create_string_buffer(256)  # a pthread_t, a pthread_attr_t, and more
+
+
+def _address(function: Any) -> int:
     return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def _dismiss() -> None:
+    """Wait for helpers, as the code that they run goes with the interpreter."""
+    end = time.monotonic() + _GOODBYE
+    for team in _every:
+        team.stay(stays=False)
+    while any(team.present for team in _every) and time.monotonic() < end:
+        time.sleep(1e-4)
+
+
+def _renew() -> None:
+    """After a fork."""
+    for team in _every:
+        team.forget()
+
+
+atexit.register(_dismiss)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)

@@ -128,8 +128,6 @@ class Resident:
         Rows of one call, the last of which may have fewer; the sums of calls are added in the order of the rows.
     done : int
         See `kernel`.
-    gather : callable, optional
-        Calls the threads that help with a pass; native code cannot.
     """
 
     kernel: int
@@ -138,4 +136,3 @@ class Resident:
     owner: Any
     span: int = SEGMENT
     done: int = 0
-    gather: Callable[[], None] | None = None

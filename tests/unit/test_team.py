@@ -1,10 +1,15 @@
 """Threads that share a pass: every segment once, whoever takes it, and the same bits."""
 
 import ctypes
+import multiprocessing
 import os
+import signal
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +19,9 @@ from hypothesis import strategies as st
 from nlsq_nb import Model
 from nlsq_nb.backends import team as teams
 from nlsq_nb.backends.cpu import CpuBackend
-from nlsq_nb.backends.entries import SIGNATURE, Bound
+from nlsq_nb.backends.entries import Bound
 from nlsq_nb.backends.objects import Entry
-from nlsq_nb.backends.small import compiled_pass, compiled_run, driver, native, sharing
+from nlsq_nb.backends.small import compiled, driver, native, sharing
 from nlsq_nb.backends.team import Team
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import RESIDENT_ROWS, SEGMENT, SHARED_ROWS
@@ -45,8 +50,7 @@ def whole(resident):
     """One pass that native code is led through."""
     theta, state = THETA.copy(), np.full((2, 10), 9.0)
     columns = np.array(resident.columns)
-    resident.gather()
-    status = compiled_pass().call(0, resident.n_rows, *(a.ctypes.data for a in (columns, theta, state)))
+    status = compiled("run_whole").call(0, resident.n_rows, *(a.ctypes.data for a in (columns, theta, state)))
     return status, state.tobytes()
 
 
@@ -71,7 +75,7 @@ def test_threads_at_hand_share_rows_that_one_would_sum_alone(rows):
     with backend.in_use(), backend.in_use():
         here = backend.resident(KERNEL, chunk)
     assert (before is None) == (rows > RESIDENT_ROWS)
-    assert (here.gather is None) == (rows == SHARED_ROWS)
+    assert (here.span == SEGMENT) == (rows == SHARED_ROWS)
     backend.release()
 
 
@@ -112,19 +116,17 @@ def test_every_segment_is_summed_once(first, rest, last, failing):
         assert [given[4] for given in asked] == [states[2 * k :].ctypes.data for k in range(len(pieces))]
         assert {given[2:4] for given in asked} == {(bound.table.ctypes.data, theta.ctypes.data)}
 
-    team = Team(compiled_run())
-    run(lambda: team.run(bound, pieces, theta, states, lambda: None))
+    team = Team()
+    run(lambda: team.run(bound, pieces, theta, states, 0))
+    after = team._words.tolist()
 
     def in_python(phase, task, _):
         return driver.run(phase, np.ctypeslib.as_array((ctypes.c_int64 * 1).from_address(task)), None)
 
-    same = Team(Entry(in_python, 0, False, None))  # noqa: FBT003
-    run(lambda: same.run(bound, pieces, theta, states, lambda: None))
-    same.stay(stays=False)
-    assert same._words.tolist()[: sharing.COUNT // 8] == team._words.tolist()[: sharing.COUNT // 8]
-    for runner in (team, same):
-        runner._do(teams.HELPING)  # nothing is left to help with
-        assert not runner.is_open
+    team._native = SimpleNamespace(call=in_python)
+    run(lambda: team.run(bound, pieces, theta, states, 0))
+    assert team._words.tolist() == after
+    assert team.present == 0
 
 
 def test_the_text_of_a_whole_pass_does_in_python_what_it_does_in_native_code():
@@ -132,9 +134,11 @@ def test_the_text_of_a_whole_pass_does_in_python_what_it_does_in_native_code():
     backend = CpuBackend(2)
     with backend.in_use():
         resident = backend.resident(KERNEL, Chunk(0, (X[:rows],), (Y[:rows],)))
+        plan = native.ints_at(resident.columns[0])
+        plan[sharing.PASS + 2] = 0  # no helpers: in Python they would not be counted rightly
         expected = whole(resident)
         state, columns = np.full(20, 9.0), np.array(resident.columns)
-        place = int(native.ints_at(columns[0])[sharing.SUMS])
+        place = int(plan[sharing.SUMS])
         numbers = np.ctypeslib.as_array((ctypes.c_double * (2 * 10 * 5)).from_address(place))
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(native.COLUMNS, place, numbers)
@@ -160,57 +164,133 @@ def test_threads_that_fit_at_once_do_not_mix():
     backend.release()
 
 
+def wait_until(what):
+    end = time.monotonic() + 60
+    while not what() and time.monotonic() < end:
+        time.sleep(0.001)
+    return what()
+
+
+TASKS = Path("/proc/self/task")
+
+
+def threads_of_the_process():
+    return len(list(TASKS.iterdir()))
+
+
 def test_helpers_go_when_there_is_nothing_to_do():
-    backend = CpuBackend(2)
+    backend, expected = CpuBackend(2), sums(CpuBackend(1))
+    assert wait_until(lambda: not any(team.present for team in teams._every))
     with backend.in_use():
-        sums(backend)
-        helpers = list(backend._own.team._helpers)
-        assert helpers
-        end = time.monotonic() + 60
-        while not all(future.done() for future in helpers) and time.monotonic() < end:
-            time.sleep(0.01)  # longer than they are patient
-        assert all(future.done() for future in helpers)
+        team = backend._team
+        assert sums(backend) == expected
+        assert wait_until(lambda: team.present == 0)  # they are patient, but not for ever
+        assert sums(backend) == expected
+    assert backend._team is None
+    assert wait_until(lambda: team.present == 0)
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="no /proc here")
+def test_helpers_come_and_stay_for_a_fit():
+    backend = CpuBackend(3)
+    wait_until(lambda: not any(team.present for team in teams._every))
+    with backend.in_use():
+        backend._team.stay(stays=True)  # whatever cores there are
+        before, most = threads_of_the_process(), 0
+        for _ in range(50):
+            sums(backend)
+            most = max(most, threads_of_the_process())
+        assert backend._team.present == 2
+        assert most >= before + 2
+    wait_until(lambda: not any(team.present for team in teams._every))
+
+
+def test_one_thread_is_enough_where_no_other_can_be_started():
+    backend, expected = CpuBackend(2), sums(CpuBackend(1))
+
+    @ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)
+    def refuse(*_):
+        return 11  # EAGAIN
+
+    with backend.in_use():
+        words = backend._team._words
+        kept = words[sharing.START // 8]
+        wait_until(lambda: backend._team.present == 0)
+        words[sharing.START // 8] = ctypes.cast(refuse, ctypes.c_void_p).value
+        try:
+            assert sums(backend) == expected
+            assert whole(backend.resident(KERNEL, Chunk(0, (X,), (Y,)))) == (0, expected)
+            assert backend._team.present == 0
+        finally:
+            words[sharing.START // 8] = kept
+
+
+def test_what_a_signal_keeps_from_being_left_ends_with_it():
+    """Ctrl-C between `__enter__` and the block: nobody calls `__exit__`."""
+    backend = CpuBackend(2)
+    use = backend.in_use()
+    use.__enter__()
+    assert backend._team is not None
+    with backend.in_use():
+        assert backend._team is use.team
+    del use
+    assert backend._team is None
+    with backend.in_use():
         assert sums(backend) == sums(CpuBackend(1))
-    backend.release()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_a_pass_that_was_left_does_not_disturb_the_next(error, monkeypatch):
-    backend, expected, gather = CpuBackend(3), sums(CpuBackend(1)), Team.gather
+def a_child(queue):
+    backend = CpuBackend(2)
+    queue.put((sums(backend), any(team.present for team in teams._free)))
 
-    def struck(team, helpers, submit):
-        gather(team, helpers, submit)
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_has_no_helpers_and_calls_its_own():
+    backend, queue = CpuBackend(2), multiprocessing.get_context("fork").SimpleQueue()
+    with backend.in_use():
+        expected = sums(backend)
+        child = multiprocessing.get_context("fork").Process(target=a_child, args=(queue,))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python warns of threads
+            child.start()
+        assert queue.get()[0] == expected
+        child.join()
+    assert child.exitcode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("error", [KeyboardInterrupt, TimeoutError])
+def test_signals_that_raise_leave_nothing_behind(error):
+    """Of whatever exception: a later pass neither hangs nor differs."""
+    backend, expected, struck = CpuBackend(2), sums(CpuBackend(1)), 0
+
+    def strike(*_):
         raise error
 
-    for _ in range(20):
-        with backend.in_use():
-            with monkeypatch.context() as patch:
-                patch.setattr(Team, "gather", struck)
-                with pytest.raises(error):
-                    sums(backend)
-            assert sums(backend) == expected
-        with monkeypatch.context() as patch:
-            patch.setattr(Team, "gather", struck)
-            with pytest.raises(error):
-                sums(backend)
-        assert sums(backend) == expected
-    backend.release()
-
-
-def test_one_thread_is_enough_where_no_other_can_be_started(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("can't start new thread")
-
-    backend = CpuBackend(2)
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
-    assert sums(backend) == sums(CpuBackend(1))
-    with backend.in_use():
-        assert whole(backend.resident(KERNEL, Chunk(0, (X,), (Y,)))) == (0, sums(backend))
+    before = signal.signal(signal.SIGALRM, strike)
+    draw = np.random.default_rng(0)
+    try:
+        for _ in range(1500):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-5, 1e-3))
+                with backend.in_use():
+                    found = whole(backend.resident(KERNEL, Chunk(0, (X,), (Y,))))[1], sums(backend)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                assert set(found) == {expected}
+            except error:
+                struck += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            with backend.in_use():
+                assert sums(backend) == expected
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert struck > 100
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX")
 def test_who_waits_gives_way():
-    place = teams._yielding()
+    place = teams._known()[0]
     assert place
     assert ctypes.CFUNCTYPE(ctypes.c_int)(place)() == 0
-    assert SIGNATURE[0] == "int64"

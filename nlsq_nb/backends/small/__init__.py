@@ -25,7 +25,7 @@ from nlsq_nb.errors import BackendUnavailable
 if TYPE_CHECKING:
     from nlsq_nb.backends.objects import Entry
 
-__all__ = ["PARTS", "compiled_pass", "compiled_run", "fold_segments"]
+__all__ = ["PARTS", "compiled", "compiled_run", "fold_segments"]
 
 PARTS = (
     "algebra", "folding", "points", "boxed", "stationary", "newton", "lbfgs", "warmup", "moments", "survey", "pattern",
@@ -33,10 +33,11 @@ PARTS = (
 )  # fmt: skip
 """The modules that are compiled; what they share is `layout` and `native`."""
 
-_SYMBOLS = {"run": "nlsq_nb_small_fit", "run_whole": "nlsq_nb_whole_pass"}
+_SYMBOLS = {"run": "nlsq_nb_small_fit", "run_whole": "nlsq_nb_whole_pass", "help_on": "nlsq_nb_help"}
 _EXPORTS = {
     _SYMBOLS["run"]: ("int64", "void**", "float64*"),
     _SYMBOLS["run_whole"]: ("int64", "int64", "void**", "float64*", "float64*"),
+    _SYMBOLS["help_on"]: ("int64",),
 }
 _MAKERS = ("layout", "expressions", "translate", "build")
 _Task = ctypes.c_int64 * 3
@@ -51,22 +52,29 @@ def compiled_run() -> Entry | None:
     Entry or None
         None where nothing can be compiled or linked.
     """
-    return _compiled()[0]
+    return compiled("run")
 
 
-def compiled_pass() -> Entry | None:
-    """`sharing.run_whole` in native code.
+@cache
+def compiled(name: str) -> Entry | None:
+    """A function of `driver` in native code.
+
+    Parameters
+    ----------
+    name : {"run", "run_whole", "help_on"}
+        Which one.
 
     Returns
     -------
     Entry or None
-        None where there is no `compiled_run`.
+        None where nothing can be compiled or linked.
     """
-    return _compiled()[1]
+    found = _compiled()
+    return None if found is None else found[_SYMBOLS[name]]
 
 
 @cache
-def _compiled() -> tuple[Entry, Entry] | tuple[None, None]:
+def _compiled() -> dict[str, Entry] | None:
     from nlsq_nb.backends.objects import Code, load_code
 
     def make() -> Code:
@@ -78,11 +86,10 @@ def _compiled() -> tuple[Entry, Entry] | tuple[None, None]:
     try:
         texts = {name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in (*_MAKERS, *PARTS)}
         key = "\0".join([f"{BLOCK} {SEGMENT}", *texts.values()])
-        found = load_code(key, "small_fit", _EXPORTS, make)
-        return found[_SYMBOLS["run"]], found[_SYMBOLS["run_whole"]]
+        return load_code(key, "small_fit", _EXPORTS, make)
     except (OSError, BackendUnavailable) as error:
         _log.warning("small fits are not compiled: %s", error)
-        return None, None
+        return None
 
 
 def fold_segments(

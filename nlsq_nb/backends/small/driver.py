@@ -13,16 +13,14 @@ from nlsq_nb.backends.small.layout import (
     FOLDING,
     GAUSS_NEWTON,
     GIVEN_SIGNAL,
-    HELPING,
-    LEADING,
     LINES,
     LOG,
     MOMENTS,
     ONE,
     PATTERN,
-    POSTING,
     RELAXED,
     SCREENING,
+    SHARING,
     SIGNAL,
     SSE,
     SURVEY,
@@ -37,11 +35,11 @@ from nlsq_nb.backends.small.native import Floats, Ints, native
 from nlsq_nb.backends.small.newton import GAVE_UP, SILENT, newton
 from nlsq_nb.backends.small.pattern import pattern
 from nlsq_nb.backends.small.points import clear, enter, has_room, measure
-from nlsq_nb.backends.small.sharing import end_pass, help_on, post_pass, run_whole
+from nlsq_nb.backends.small.sharing import help_on, run_posted, run_whole
 from nlsq_nb.backends.small.survey import survey
 from nlsq_nb.backends.small.warmup import is_trusted, warmup
 
-__all__ = ["run", "run_whole"]
+__all__ = ["help_on", "run", "run_whole"]
 
 
 @native
@@ -72,18 +70,6 @@ def screen(task: Ints, w: Floats) -> int:
 
 
 @native
-def share(phase: int, task: Ints) -> int:
-    """What a thread does for a pass; always 1."""
-    if phase == POSTING:
-        post_pass(task[0])
-    elif phase == LEADING:
-        end_pass(task[0])
-    else:
-        help_on(task[0])
-    return 1
-
-
-@native
 def run(phase: int, task: Ints, w: Floats) -> int:
     """Run a phase.
 
@@ -102,8 +88,9 @@ def run(phase: int, task: Ints, w: Floats) -> int:
     int
         The phase's stop, by its number in the module of the phase, 1 for a look; 0 where it gave up.
     """
-    if POSTING <= phase <= HELPING:
-        return share(phase, task)
+    if phase == SHARING:
+        run_posted(task[0])
+        return 1
     if phase == FOLDING:
         return fold_all(task, w)
     if phase == MOMENTS:

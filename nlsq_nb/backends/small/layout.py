@@ -22,16 +22,14 @@ from nlsq_nb.core.layout import SEGMENT, sums_size
 __all__ = [
     "FOLDING",
     "GAUSS_NEWTON",
-    "HELPING",
     "JUDGED",
     "LBFGS",
-    "LEADING",
     "MOMENTS",
     "PATTERN",
-    "POSTING",
     "RESULTS",
     "SCREENING",
     "SETTINGS",
+    "SHARING",
     "SURVEY",
     "TAKEN",
     "TAKEN_UP",
@@ -45,8 +43,8 @@ LBFGS, GAUSS_NEWTON, SCREENING, SURVEY, MOMENTS, PATTERN, FOLDING = range(1, 8)
 """The phases, a look at many starts, two at the data, one at residuals, and the sum of sums; the last three have places
 of their own: see `moments`, `pattern` and `folding`."""
 
-POSTING, LEADING, HELPING = range(8, 11)
-"""What the threads of a pass do; see `sharing`."""
+SHARING = 8
+"""A pass of a team; see `sharing`."""
 
 TAKEN_UP = 2
 """What `task` has at GIVEN where phase 2 goes on from a point that it has left: more than the sums is given."""

@@ -1,8 +1,10 @@
 """A pass that threads share: each takes the next segment that nobody has taken, until there is none.
 
-One thread leads: it posts the pass, works at it as the others do, and waits for what they have begun. What
-a pass consists of is written before the number of segments LEFT, and stays until all of them have ENDED; who has
-taken a segment, and only he, may read it. So helpers that come late, or stay for the next pass, do no harm.
+One thread leads: it posts the pass, calls helpers unless they are there, works at it as they do, and waits for what
+they have begun. What a pass consists of is written before the number of segments LEFT, and stays until all of
+them have ENDED; who has taken a segment, and only he, may read it. So helpers that come late, or stay for the next
+pass, do no harm, and one that never comes is not missed. Helpers are threads of the system that Python knows
+nothing of: they need no lock of it to begin or to end. Of a team they touch its words alone, PRESENT last of all.
 """
 
 from __future__ import annotations
@@ -24,17 +26,23 @@ from nlsq_nb.backends.small.native import (
 )
 from nlsq_nb.core.layout import SEGMENT
 
-__all__ = ["WORDS", "end_pass", "help_on", "post_pass", "run_whole"]
+__all__ = ["WORDS", "help_on", "run_posted", "run_whole"]
 
-LEFT, ENDED, STAYS, COUNT = range(0, 4 * 64, 64)
-FAILED, KERNEL, TABLE, THETA, STATES, WIDTH, LO, FIRST, HI, YIELD = range(COUNT + 8, COUNT + 11 * 8, 8)
+LEFT, ENDED, STAYS, PRESENT, COUNT = range(0, 5 * 64, 64)
+FAILED, HELPERS, KERNEL, TABLE, THETA, STATES, WIDTH, LO, FIRST, HI = range(COUNT + 8, COUNT + 11 * 8, 8)
+YIELD, START, GIVEN, STARTED = HI + 8, HI + 16, HI + 24, HI + 56
 """Where the words of a team are, in bytes from its address, which is all that `task` has; those that change in a pass
-have lines of the cache of their own. Segments that are left and ended, whether helpers stay between passes; the
-number of segments, whether the kernel failed at one; addresses of the kernel, the columns, the parameters and the sums;
-how many numbers the high and low sums of a segment are; the first row, the row after the first segment, and the row
-after the last; the address of what gives way to other processes."""
+have lines of the cache of their own. Segments that are left and ended, whether helpers stay between passes, how many
+there are.
 
-WORDS = 6 * 8
+Of a pass: the number of segments, whether the kernel failed at one, how many helpers are wanted; addresses of the
+kernel, the columns, the parameters and the sums; how many numbers the high and low sums of a segment are; the first
+row, the row after the first segment, and the row after the last.
+
+Of the system: the address of what gives way to other processes; of what starts a thread of `help_on`, and four things
+that it is given; what it returns if it could."""
+
+WORDS = 8 * 8
 """How many integers that are."""
 
 SEGMENTS, SIZE, SUMS, TEAM, PASS = range(5)
@@ -81,8 +89,8 @@ def idle(team: int, turn: int) -> None:
 
 
 @native
-def help_on(team: int) -> None:
-    """Work at what is posted, as long as the helpers of the team stay."""
+def help_on(team: int) -> int:
+    """Work at what is posted, as long as the helpers of the team stay; always 0."""
     turn = 0
     while turn < HOPE + PATIENCE:
         if word(team + LEFT) > 0:
@@ -92,18 +100,28 @@ def help_on(team: int) -> None:
             break
         idle(team, turn)
         turn += 1
+    add_to_word(team + PRESENT, -1)
+    return 0
 
 
 @native
-def post_pass(team: int) -> None:
-    """Post a pass that is written down."""
+def call_helpers(team: int) -> None:
+    """Start the helpers that are not there, or as many as the system allows."""
+    start = word(team + START)
+    while start != 0 and word(team + PRESENT) < word(team + HELPERS):
+        add_to_word(team + PRESENT, 1)
+        one, two, three, four = team + GIVEN, team + GIVEN + 8, team + GIVEN + 16, team + GIVEN + 24
+        if call_at(start, word(one), word(two), word(three), word(four), 0) != word(team + STARTED):
+            add_to_word(team + PRESENT, -1)
+            start = 0
+
+
+@native
+def run_posted(team: int) -> None:
+    """Run a pass that is written down."""
     set_word(team + ENDED, 0)
     set_word(team + LEFT, word(team + COUNT))
-
-
-@native
-def end_pass(team: int) -> None:
-    """Work at a pass until all of it has ended."""
+    call_helpers(team)
     take_all(team)
     turn = 0
     while word(team + ENDED) < word(team + COUNT):
@@ -120,8 +138,7 @@ def sum_whole(plan: Ints, theta: Floats, state: Floats) -> int:
     set_word(team + THETA, address_of(theta))
     for k in range(2 * size * plan[SEGMENTS]):
         set_word(plan[SUMS] + 8 * k, 0)
-    post_pass(team)
-    end_pass(team)
+    run_posted(team)
     for k in range(2 * size):
         state[k] = column_value(plan, SUMS, k)
     fold_from(1, plan, state)
