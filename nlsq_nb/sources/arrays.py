@@ -21,6 +21,7 @@ from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma
 __all__ = ["ArraySource"]
 
 _RESIDENT_ROWS = 1 << 22  # enough segments for any number of threads, small temporaries
+_RESIDENT_BYTES = 1 << 25  # of a chunk that is mapped from a file
 Arrays = tuple[NDArray[Any], ...]
 
 
@@ -113,6 +114,9 @@ class ArraySource:
         given = (*columns, *ys, *(sigmas or ()), *(() if groups is None else (groups,)))
         files = {id(m): m for c in given if c.base is not None for m in mappings(c)}
         self._mapped = bool(files) and rows > max(self._step, _RESIDENT_ROWS)
+        if self._mapped and resident == "auto":
+            few = max(chunk_rows, _RESIDENT_BYTES // (8 * len(given)))
+            self._step = min(self._step, -(-few // BLOCK) * BLOCK)
         if not self._mapped:
             ready = self._convert((*columns, *ys))
             columns, ys = ready[: len(columns)], ready[len(columns) :]

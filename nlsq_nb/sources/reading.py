@@ -102,6 +102,7 @@ class ColumnsReader:
 
     def read_rows(self, lo: int, hi: int) -> Chunk:
         """Some rows, no more than a chunk has; valid until others are read."""
+        self._forget()
         rows, columns = slice(lo, hi), self._columns
         x = self._take(columns.x, rows, 0)
         y = self._take(columns.y, rows, len(x))
@@ -111,8 +112,15 @@ class ColumnsReader:
         return Chunk(lo, x, y, self._take(w, slice(0, hi - lo), len(x) + len(y)))
 
     def release(self) -> None:
-        """Let the buffers go, and the pages of mapped files out of the resident memory."""
+        """Let the buffers go."""
         self._buffers.clear()
+
+    def close(self) -> None:
+        """The pass is over."""
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let the pages of mapped files out of the resident memory: a few rows may have brought a megabyte."""
         for file in self._columns.files:
             if hasattr(mmap, "MADV_DONTNEED"):  # not on every system
                 file.madvise(mmap.MADV_DONTNEED)
