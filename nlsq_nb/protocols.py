@@ -122,7 +122,7 @@ class Engine(Protocol):
         """Σ w over the residuals."""
 
     def resident(self) -> Resident | None:
-        """All rows for native code, where they are few enough for one thread."""
+        """All rows for native code, where they are few, or in memory and quickly summed."""
 
     def under(self, loss: Loss) -> Engine:
         """The engine over the same rows with another loss."""

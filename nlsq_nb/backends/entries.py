@@ -139,7 +139,8 @@ class Bound:
 
     def fail(self) -> None:
         """Say why the kernel raised."""
-        raise NumericsError(f"{self.name}: no memory for the work space of {self.n_params} parameters")
+        why = f"no memory for the work space of {self.n_params} parameters, or an error in hand-written code"
+        raise NumericsError(f"{self.name}: {why}")
 
 
 def bind(

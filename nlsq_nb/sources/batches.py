@@ -71,7 +71,8 @@ def parts_of(batch: Any) -> tuple[Any, Any, Any]:
         When it is no batch.
     """
     if not isinstance(batch, (tuple, list)) or len(batch) not in {2, 3}:
-        raise DataError(f"a batch must be (x, y) or (x, y, sigma), not a {type(batch).__name__}")
+        what = f"a batch must be (x, y) or (x, y, sigma), not a {type(batch).__name__}"
+        raise DataError(f"{what}; one batch alone is given as [(x, y)]")
     return batch[0], batch[1], batch[2] if len(batch) == 3 else None
 
 
