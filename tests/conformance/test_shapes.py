@@ -2,7 +2,6 @@
 
 import platform
 import re
-import threading
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from nlsq_nb import Model
 from nlsq_nb.backends import get_backend
 from nlsq_nb.backends.emit import wide_vectors
+from nlsq_nb.backends.team import Team
 from nlsq_nb.codegen.module import load
 from nlsq_nb.codegen.skeletons import render
 from nlsq_nb.core.chunk import Chunk
@@ -100,13 +100,14 @@ def test_rounds_do_not_change_bits(monkeypatch):
     assert total(backend, kernel, chunk, theta, 2).high.tobytes() == whole.high.tobytes()
 
 
-def test_short_passes_start_no_thread():
+def test_short_passes_start_no_thread(monkeypatch):
     model = Model("a*x**2/(1 + b*x) + c")
-    backend, before = get_backend("cpu", 2), set(threading.enumerate())
+    backend, run, helpers = get_backend("cpu", 2), Team.run, []
+    monkeypatch.setattr(Team, "run", lambda team, *given: helpers.append(given[-1]) or run(team, *given))
     kernel = backend.compile(model.program, np.float64)
     for n, started in ((BLOCK, False), (SEGMENT + 1, False), (64 * SEGMENT, True)):
         total(backend, kernel, chunk_of(model, n, weighted=False), theta_of(model), 2)
-        assert bool(set(threading.enumerate()) - before) is started, f"{n} rows"
+        assert helpers == [1] * started, f"{n} rows"
     backend.release()
 
 

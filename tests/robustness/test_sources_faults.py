@@ -19,9 +19,7 @@ from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import NlsqError
 from nlsq_nb.sources import hdf5_file, mapped, spool
 from nlsq_nb.sources.ahead import StoredRows
-from nlsq_nb.sources.arrays import ArraySource
 from nlsq_nb.sources.hdf5 import HDF5Source
-from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import Reading, RowFormat
 
 MODEL, P0 = "a*exp(-b*x) + c", [2.0, 1.0, 1.0]
@@ -482,28 +480,3 @@ def test_the_nth_call_fails(path, call, kind, error, monkeypatch):
     assert outcomes[-1] == "right"
     assert len(outcomes) > 1
     assert "raw" not in outcomes
-
-
-STATUS = Path("/proc/self/status")
-
-
-def mapped_now():
-    """Bytes of files in the resident memory."""
-    return int(STATUS.read_text("ascii").split("RssFile:")[1].split()[0]) << 10
-
-
-@pytest.mark.skipif(not STATUS.exists(), reason="no /proc here")
-def test_pages_of_a_map_go_with_their_chunk(tmp_path):
-    rows = 12_000_000
-    x, y = (np.memmap(tmp_path / name, np.float64, "w+", shape=(rows,)) for name in "xy")
-    source = RetryingSource(ArraySource(x, y))
-    before, most, seen = mapped_now(), 0, 0
-    for chunk in source.chunks():
-        assert not chunk.x[0].any()
-        assert not chunk.y[0].any()
-        most, seen = max(most, mapped_now()), seen + chunk.n_rows
-    assert seen == rows
-    assert most - before < 60e6  # of 192
-    runs = [(lo, lo + 10) for lo in range(0, rows, 100_000)]
-    assert sum(len(chunk.y[0]) for chunk in source.runs(runs)) == 10 * len(runs)
-    assert mapped_now() - before < 60e6

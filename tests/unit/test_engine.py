@@ -148,7 +148,7 @@ def resident_bytes(path):
 
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="the system does not show which pages are resident")
-def test_release_gives_pages_back(tmp_path, monkeypatch):
+def test_pages_of_a_map_go_with_their_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "_RESIDENT_ROWS", 16 * BLOCK)
     path = tmp_path / "y.npy"
     np.save(path, np.ones(4_000_000))
@@ -160,9 +160,14 @@ def test_release_gives_pages_back(tmp_path, monkeypatch):
         for chunk in source.chunks():
             chunk.y[0].sum()
             most[every] = max(most[every], resident_bytes(path))
-        del y, source, chunk
-    assert most[1000] > 31_000_000
-    assert most[1] < 10_000_000
+        assert resident_bytes(path) == 0  # nor do they stay after a pass
+        for few in source.runs([(lo, lo + 9) for lo in range(0, len(y), 100_000)]):
+            few.y[0].sum()
+            most[every] = max(most[every], resident_bytes(path))
+        assert resident_bytes(path) == 0
+        del y, source, chunk, few
+    assert 0 < most[1] < 10_000_000
+    assert most[1000] < 10_000_000
 
 
 def test_private_maps_keep_what_was_written(tmp_path):
