@@ -16,8 +16,8 @@ from common import Report, arguments, environment, ratio
 
 from nlsq_nb import Model
 from nlsq_nb.backends import get_backend
-from nlsq_nb.engines.dask import DaskCluster
 from nlsq_nb.core.layout import RESIDENT_ROWS
+from nlsq_nb.engines.dask import DaskCluster
 from nlsq_nb.engines.spread import engine_over, spread
 from nlsq_nb.sources.arrays import ArraySource
 from nlsq_nb.sources.dask_arrays import DaskArrays
