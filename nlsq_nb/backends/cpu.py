@@ -278,8 +278,11 @@ class CpuBackend:
 
         def run() -> None:
             while waiting:
-                with suppress(IndexError):  # another thread was faster
-                    work(waiting.popleft())
+                try:
+                    k = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                work(k)
 
         futures = list[Future[None]]()
         try:
