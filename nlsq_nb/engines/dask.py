@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from nlsq_nb.engines.lines import ask
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span
 from nlsq_nb.engines.placing import Given, Part, given_to, in_turn, owned, spans_of
 from nlsq_nb.engines.spread import Cluster, Progress
-from nlsq_nb.engines.tasks import Parcel, Unreadable, ask, work
+from nlsq_nb.engines.tasks import Parcel, Unreadable, work
 from nlsq_nb.errors import BackendUnavailable, ConfigError, MissingDependency, NlsqError, SourceError, UnsupportedOption
 from nlsq_nb.sources.dask_arrays import DaskArrays
 from nlsq_nb.sources.dask_blocks import DaskField, require_open

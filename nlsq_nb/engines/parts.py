@@ -31,7 +31,7 @@ from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import Reading, RowFormat
 from nlsq_nb.sources.weights import GroupWeights, weight_parts
 
-__all__ = ["BlockRows", "FileRows", "Job", "PartRows", "Span", "reduce_part"]
+__all__ = ["BlockRows", "FileRows", "Job", "OpenPart", "PartRows", "Span", "reduce_part"]
 
 Floats = NDArray[np.float64]
 Span = tuple[int, int]
@@ -182,6 +182,58 @@ class BlockRows:
         return PiecesSource(self.n_rows, pieces, self.row_axes, self.columns, self.form, groups)
 
 
+class OpenPart:
+    """Rows of a part that stay open from pass to pass, so that a pass costs little besides its work.
+
+    Parameters
+    ----------
+    rows : PartRows
+        How to get at the rows.
+    spans : sequence of (int, int)
+        The part, counted in steps of the rows.
+    n_threads : int
+        Threads of the backend.
+    pieces : sequence of list of (int, ndarray)
+        Blocks, for `BlockRows`.
+    """
+
+    def __init__(
+        self, rows: PartRows, spans: Sequence[Span], n_threads: int, pieces: Sequence[list[Piece]] = ()
+    ) -> None:
+        self._rows, self._spans, self._n_threads, self._pieces = rows, spans, n_threads, pieces
+        self._source: _Opened | None = None
+
+    def reduce(self, job: Job) -> list[Any]:
+        """One pass; see `reduce_part`."""
+        backend = get_backend(job.backend, self._n_threads)
+        try:
+            with np.errstate(all="ignore"):
+                source = self._opened(job)
+                kernel = backend.compile(_known(job), np.dtype(job.dtype), job.loss)
+                step, reduced = self._rows.step, _REDUCED[job.what]
+                return [
+                    reduced(job, backend, kernel, _ready(job, backend, source, span), span[0] * step)
+                    for span in self._spans
+                ]
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            backend.release()
+
+    def _opened(self, job: Job) -> _Opened:
+        if self._source is None or job.groups is not None:  # these are another's in every pass
+            self.close()
+            self._source = self._rows.open(job.groups, self._pieces, job.retries)
+        return self._source
+
+    def close(self) -> None:
+        """Let go of what is open; the next pass opens it again."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
+
+
 def reduce_part(
     job: Job, rows: PartRows, spans: Sequence[Span], n_threads: int, pieces: Sequence[list[Piece]] = ()
 ) -> list[Any]:
@@ -191,14 +243,8 @@ def reduce_part(
     ----------
     job : Job
         What is asked for.
-    rows : PartRows
-        How to get at the rows.
-    spans : sequence of (int, int)
-        The part, counted in steps of the rows.
-    n_threads : int
-        Threads of the backend.
-    pieces : sequence of list of (int, ndarray)
-        Blocks, for `BlockRows`.
+    rows, spans, n_threads, pieces
+        See `OpenPart`.
 
     Returns
     -------
@@ -213,16 +259,8 @@ def reduce_part(
     DataError
         For values that are not finite, where they are checked.
     """
-    backend = get_backend(job.backend, n_threads)
-    try:
-        with closing(rows.open(job.groups, pieces, job.retries)) as source, np.errstate(all="ignore"):
-            kernel = backend.compile(_known(job), np.dtype(job.dtype), job.loss)
-            return [
-                _REDUCED[job.what](job, backend, kernel, _ready(job, backend, source, span), span[0] * rows.step)
-                for span in spans
-            ]
-    finally:
-        backend.release()
+    with closing(OpenPart(rows, spans, n_threads, pieces)) as part:
+        return part.reduce(job)
 
 
 def _known(job: Job) -> AnyProgram:

@@ -10,7 +10,10 @@ from typing import Any
 from nlsq_nb.core.layout import SEGMENT
 from nlsq_nb.engines.parts import Span
 
-__all__ = ["Given", "Part", "given_to", "in_turn", "owned", "spans_of"]
+__all__ = ["Given", "Part", "Starts", "given_to", "in_turn", "owned", "spans_of"]
+
+Starts = tuple[tuple[int | tuple[int, ...], ...], ...]
+"""Of each field the first rows of the blocks that a part has, or of slices of a block."""
 
 _WORTH = 2  # segments of a block from which it is a span of its own
 
@@ -32,7 +35,7 @@ class Part:
 
     spans: tuple[Span, ...]
     worker: str | None = None
-    starts: tuple[tuple[int | tuple[int, ...], ...], ...] = ()
+    starts: Starts = ()
     blocks: tuple[Any, ...] = ()
 
 
