@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from nlsq_nb.backends.small import compiled_run
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_cache(tmp_path_factory):
@@ -15,6 +17,7 @@ def _session_cache(tmp_path_factory):
             folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
             folder.mkdir(mode=0o700, exist_ok=True)
             patch.setenv("NLSQ_NB_CACHE", str(folder))
+        compiled_run()  # not in a test of Hypothesis, whose tracing makes minutes of seconds
         yield
 
 

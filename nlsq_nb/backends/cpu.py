@@ -24,6 +24,7 @@ from nlsq_nb.backends.team import Team, free_team, give_back
 from nlsq_nb.codegen.functions import ARITY
 from nlsq_nb.codegen.ir import AnyProgram, OpaqueProgram, PointProgram, Program
 from nlsq_nb.core.chunk import Chunk, Resident, address_of
+from nlsq_nb.core.compensated import total_of
 from nlsq_nb.core.layout import BLOCK, RESIDENT_ROWS, SHARED_ROWS, sums_size
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
 from nlsq_nb.core.sums import Accumulator
@@ -188,8 +189,10 @@ class CpuBackend:
         states = np.zeros((2 * len(pieces), len(theta)))
         seconds = chunk.n_rows * kernel.seconds_per_row(1)
         self._fold(product, pieces, theta, states, seconds)
-        high, low = fold_segments(np.zeros(len(theta)), np.zeros(len(theta)), states)
-        return high + low
+        running = np.zeros((4, len(theta)))
+        fold_segments(running, 0, states)
+        product_sums: Floats = total_of(running, len(pieces)).sum(axis=0)
+        return product_sums
 
     def triangularize(
         self, kernel: Any, chunk: Chunk, theta: Floats, into: TriangleAccumulator

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from nlsq_nb.codegen.evaluate import evaluate
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.compensated import add_compensated
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss, weigh
-from nlsq_nb.core.sums import Accumulator, add_compensated
+from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.tsqr import TriangleAccumulator, triangle_of
 
 __all__ = ["ReferenceBackend", "ReferenceKernel", "block_triangle"]

@@ -107,7 +107,7 @@ class Team:
         object
             What keeps everything where it is.
         """
-        states = np.empty((2 * len(pieces), work.width))
+        states = np.empty((2 * len(pieces) + 4, work.width))
         posted = _posted(work, pieces, np.empty(work.n_params), states, helpers)
         plan = np.array((len(pieces), work.width, address_of(states), address_of(self._words), *posted))
         return address_of(plan), (self, work, states, plan)

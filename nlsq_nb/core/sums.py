@@ -1,9 +1,8 @@
 """`NormalSums`: cost, gradient and JᵀWJ of some rows, as one compensated monoid.
 
 Every partial result (a segment of blocks, a device, a worker, a penalty) is a `NormalSums`, and
-`+` is the only way they meet. A sum is kept as high + low (two-sum, Knuth, TAOCP vol. 2, §4.2.2),
-so its error does not grow with the number of parts. Bits depend on the order of addition only;
-that order is fixed by the grid: blocks within a segment, then segments, both by row.
+`+` is the only way they meet. Bits depend on the order of addition only, which is fixed by the grid: see
+`compensated`.
 """
 
 from __future__ import annotations
@@ -18,64 +17,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nlsq_nb.core.compensated import (
+    PER_GROUP,
+    add_compensated,
+    add_in_groups,
+    add_segments,
+    group_sums,
+    grouped,
+    total_of,
+)
 from nlsq_nb.core.layout import SEGMENT, sums_size
 
-__all__ = ["Accumulator", "Deferred", "NormalSums", "SegmentStates", "add_compensated", "add_segments", "square"]
+__all__ = ["Accumulator", "Deferred", "NormalSums", "SegmentStates", "square"]
 
 Floats = NDArray[np.float64]
-Fold = Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]
+Fold = Callable[[Floats, int, Floats], None]
 _FEW = 64  # numbers up to which Python is faster than NumPy
-
-
-def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, Floats]:
-    """One step of compensated summation: the new (high, low).
-
-    Parameters
-    ----------
-    high, low : ndarray
-        Running sum and what rounding left out of it.
-    value : ndarray
-        What to add.
-
-    Returns
-    -------
-    tuple of ndarray
-        The new pair; `high + low + value` up to the rounding of the low part.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = high + value
-        part = total - high
-        return total, low + ((high - (total - part)) + (value - part))
-
-
-def add_segments(high: Floats, low: Floats, states: Floats) -> tuple[Floats, Floats]:
-    """Add the sums of segments one after the other: many steps of compensated summation at once.
-
-    Parameters
-    ----------
-    high, low : ndarray, shape (size,)
-        Running sums.
-    states : ndarray, shape (2k, size)
-        High and low sums of k segments in turn.
-
-    Returns
-    -------
-    tuple of ndarray
-        The new pair, with the bits of k single steps: `accumulate` adds strictly in order.
-    """
-    highs, lows = states[::2], states[1::2]
-    if len(highs) == 1:
-        high, low = add_compensated(high, low, highs[0])
-        return high, low + lows[0]
-    with np.errstate(invalid="ignore", over="ignore"):
-        running = np.add.accumulate(np.concatenate([high[np.newaxis], highs]))
-        before, after = running[:-1], running[1:]
-        part = after - before
-        steps = np.empty((1 + len(states), len(high)))
-        steps[0] = low
-        steps[1::2] = (before - (after - part)) + (highs - part)
-        steps[2::2] = lows
-        return running[-1].copy(), np.add.accumulate(steps)[-1].copy()
 
 
 @dataclass(frozen=True)
@@ -214,10 +171,11 @@ class Accumulator:
 
     def __init__(self, n_params: int, order: int) -> None:
         self._shape = (n_params, order)
-        self._total: tuple[Floats, Floats] | None = None
+        self._closed = 0  # segments
         self.position = 0
         self.deferred: Any = None
         self.open = np.zeros((2, sums_size(n_params, order)))
+        self._running = np.zeros((4, self.open.shape[1]))
 
     def pieces(self, rows: int) -> list[tuple[int, int]]:
         """Split the next `rows` rows at segment boundaries.
@@ -259,7 +217,7 @@ class Accumulator:
             states[:2] = self.open
         return states
 
-    def add(self, state: Floats, rows: int, fold: Fold = add_segments) -> None:
+    def add(self, state: Floats, rows: int, fold: Fold = add_in_groups) -> None:
         """Take the next pieces, in row order.
 
         Parameters
@@ -269,7 +227,7 @@ class Accumulator:
         rows : int
             Rows of the pieces.
         fold : callable
-            What adds them up: `add_segments`, or what gives the same bits.
+            What adds them up: `add_in_groups`, or what gives the same bits.
         """
         self.position += rows
         closed = len(state) if self.position % SEGMENT == 0 else len(state) - 2
@@ -290,6 +248,30 @@ class Accumulator:
         self.deferred = work
         self.position += rows
 
+    def join(self, states: Floats, rows: int, fold: Fold = add_in_groups) -> None:
+        """Take the next rows as another has summed them.
+
+        Parameters
+        ----------
+        states : ndarray, shape (2 count, size)
+            What its `SegmentStates` have.
+        rows : int
+            How many.
+        fold : callable
+            See `add`.
+        """
+        first = self.position // SEGMENT
+        head, whole, tail = grouped(first, rows)
+        if whole == 0 or len(states) != 2 * (head + whole + tail) or self._closed != first:  # as of a device: one sum
+            self.add(states, rows, fold)
+            return
+        inner, last = states[2 * head : 2 * (head + whole)], states[2 * (head + whole) :]
+        self.add(states[: 2 * head], head * SEGMENT, fold)
+        self._close_groups(inner)
+        self.position += whole * PER_GROUP * SEGMENT
+        if tail:
+            self.add(last, rows - (head + whole * PER_GROUP) * SEGMENT, fold)
+
     def result(self) -> NormalSums:
         """The sums of everything taken."""
         if self.deferred is not None:
@@ -298,41 +280,54 @@ class Accumulator:
             self.open[0], self.open[1] = add_compensated(self.open[0], self.open[1], high)
             with np.errstate(invalid="ignore"):  # inf - inf, where high is infinite
                 self.open[1] += low
-        high, low = self._close(self.open)
+            self._close(self.open)
+        elif self.position % SEGMENT:
+            self._close(self.open)
         self.open = np.zeros(self.open.shape)
-        return NormalSums(self.position, *self._shape, high, low)
+        return NormalSums(self.position, *self._shape, *total_of(self._running, self._closed))
 
-    def _close(self, states: Floats, fold: Fold = add_segments) -> tuple[Floats, Floats]:
-        if self._total is None:  # not zeros plus the first, which would lose the sign of a zero
-            self._total, states = (states[0], states[1]), states[2:]
-        if len(states):
-            self._total = fold(*self._total, states)
-        return self._total
+    def _close(self, states: Floats, fold: Fold = add_in_groups) -> None:
+        fold(self._running, self._closed, states)
+        self._closed += len(states) // 2
+
+    def _close_groups(self, sums: Floats) -> None:
+        """Take whole groups; none is open."""
+        before, self._closed = self._closed, self._closed + len(sums) // 2 * PER_GROUP
+        if before:
+            sums = np.concatenate([self._running[2:], sums])
+        self._running[2:] = add_segments(sums.reshape(-1, 2, sums.shape[1]))
 
 
 class SegmentStates(Accumulator):
     """Collects rows that begin with a segment, and keeps their segments apart.
 
-    Another accumulator takes them by `add`, which gives the bits of one that has seen the rows themselves.
+    Another accumulator takes them by `join`, which gives the bits of one that has seen the rows themselves.
+
+    Parameters
+    ----------
+    n_params, order : int
+        See `Accumulator`.
+    first : int
+        How many segments of others come before.
     """
 
-    def __init__(self, n_params: int, order: int) -> None:
+    def __init__(self, n_params: int, order: int, first: int = 0) -> None:
         super().__init__(n_params, order)
         self._states: list[Floats] = []
+        self._first = first
 
     def states(self) -> Floats:
-        """High and low sums of every segment in turn.
+        """High and low sums of every segment in turn, or of whole groups of them.
 
         Returns
         -------
         ndarray, shape (2 count, size)
-            The last segment may not be complete; what a device has summed is one.
+            See `group_sums`; the last segment may not be complete. What a device has summed is one.
         """
         if self.deferred is not None:
             return np.stack(self.deferred.collect())
         parts = self._states if self.position % SEGMENT == 0 else [*self._states, self.open]
-        return np.concatenate(parts)
+        return group_sums(np.concatenate(parts), self._first, self.position)
 
-    def _close(self, states: Floats, _fold: Fold = add_segments) -> tuple[Floats, Floats]:
+    def _close(self, states: Floats, _fold: Fold = add_in_groups) -> None:
         self._states.append(states)
-        return states[0], states[1]

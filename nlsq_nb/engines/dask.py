@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nlsq_nb.engines.lines import ask
-from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span
+from nlsq_nb.engines.parts import BlockRows, FileRows, Job, Span, runs_of
 from nlsq_nb.engines.placing import Given, Part, given_to, in_turn, owned, spans_of
 from nlsq_nb.engines.spread import Cluster, Progress
 from nlsq_nb.engines.tasks import Parcel, Unreadable, work
@@ -89,10 +89,10 @@ def _active(kind: Any, *, required: bool) -> Cluster | None:
 
 
 def _in_order(parts: Sequence[Part], done: Sequence[list[Any]]) -> list[Any]:
-    """Results of all spans, by rows."""
-    spans = chain.from_iterable(part.spans for part in parts)
+    """Results of all runs of spans, by rows."""
+    runs = chain.from_iterable(runs_of(part.spans) for part in parts)
     found = chain.from_iterable(done)
-    return [result for _, result in sorted(zip(spans, found, strict=True), key=lambda item: item[0])]
+    return [result for _, result in sorted(zip(runs, found, strict=True), key=lambda item: item[0][0])]
 
 
 def _slices(block: Any, rows: Sequence[tuple[int, int]], row_axis: int) -> list[Any]:
@@ -346,10 +346,8 @@ def _named(error: BaseException, part: Part, step: int) -> BaseException:
     """What a task has raised, with the rows where it is not one of our own messages."""
     if isinstance(error, NlsqError):
         return error
-    runs: list[Span] = []
-    for lo, hi in part.spans:
-        runs.append((runs.pop()[0] if runs and runs[-1][1] == lo else lo, hi))
-    rows = ", ".join(f"{lo * step} to {hi * step - 1}" for lo, hi in runs[:3])
+    ends = [(run[0][0], run[-1][1]) for run in runs_of(part.spans)]
+    rows = ", ".join(f"{lo * step} to {hi * step - 1}" for lo, hi in ends[:3])
     failure = SourceError(f"rows {rows} cannot be reduced on the cluster: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

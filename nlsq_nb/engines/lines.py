@@ -93,7 +93,7 @@ class _Lines:
             return False
         context = client.security.get_connection_args("client").get("ssl_context")
         for worker in wanted:
-            self._open[worker] = _called(worker, *doors[worker], context)
+            self._open[worker] = _called(worker, doors[worker], context)
         return True
 
     def send(self, worker: str, message: bytes) -> None:
@@ -116,10 +116,11 @@ def _close(lines: dict[str, socket.socket]) -> None:
         lines.popitem()[1].close()
 
 
-def _called(worker: str, port: int, key: bytes, context: Any) -> socket.socket:
+def _called(worker: str, door: tuple[int, bytes], context: Any) -> socket.socket:
     """A connection to a worker that listens."""
     from distributed.comm import get_address_host
 
+    port, key = door
     line = socket.create_connection((get_address_host(worker), port), timeout=_REACH)
     try:
         line = _ready(line, context, called=False)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.chunk import Chunk, Resident
+from nlsq_nb.core.compensated import add_compensated
 from nlsq_nb.core.layout import RESIDENT_ROWS
 from nlsq_nb.core.losses import Loss
-from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
+from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
 from nlsq_nb.protocols import Backend, Kernel, Source
 from nlsq_nb.sources.sample import sample

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,7 +32,7 @@ from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import Reading, RowFormat
 from nlsq_nb.sources.weights import GroupWeights, weight_parts
 
-__all__ = ["BlockRows", "FileRows", "Job", "OpenPart", "PartRows", "Span", "reduce_part"]
+__all__ = ["BlockRows", "FileRows", "Job", "OpenPart", "PartRows", "Span", "reduce_part", "runs_of"]
 
 Floats = NDArray[np.float64]
 Span = tuple[int, int]
@@ -200,7 +201,7 @@ class OpenPart:
     def __init__(
         self, rows: PartRows, spans: Sequence[Span], n_threads: int, pieces: Sequence[list[Piece]] = ()
     ) -> None:
-        self._rows, self._spans, self._n_threads, self._pieces = rows, spans, n_threads, pieces
+        self._rows, self._runs, self._n_threads, self._pieces = rows, runs_of(spans), n_threads, pieces
         self._source: _Opened | None = None
 
     def reduce(self, job: Job) -> list[Any]:
@@ -212,8 +213,8 @@ class OpenPart:
                 kernel = backend.compile(_known(job), np.dtype(job.dtype), job.loss)
                 step, reduced = self._rows.step, _REDUCED[job.what]
                 return [
-                    reduced(job, backend, kernel, _ready(job, backend, source, span), span[0] * step)
-                    for span in self._spans
+                    reduced(job, backend, kernel, _ready(job, backend, source, run), run[0][0] * step)
+                    for run in self._runs
                 ]
         except BaseException:
             self.close()
@@ -234,6 +235,28 @@ class OpenPart:
             source.close()
 
 
+def runs_of(spans: Sequence[Span]) -> list[list[Span]]:
+    """Spans that follow each other.
+
+    Parameters
+    ----------
+    spans : sequence of (int, int)
+        Rising.
+
+    Returns
+    -------
+    list of list of (int, int)
+        The spans in turn; one result comes of each list.
+    """
+    runs: list[list[Span]] = []
+    for span in spans:
+        if runs and runs[-1][-1][1] == span[0]:
+            runs[-1].append(span)
+        else:
+            runs.append([span])
+    return runs
+
+
 def reduce_part(
     job: Job, rows: PartRows, spans: Sequence[Span], n_threads: int, pieces: Sequence[list[Piece]] = ()
 ) -> list[Any]:
@@ -249,8 +272,8 @@ def reduce_part(
     Returns
     -------
     list
-        One result for each span: states of segments and the number of rows, vectors per chunk,
-        merged triangles, or terms of the weight.
+        One result for each run of spans that follow each other: sums of segments and groups and the number
+        of rows, vectors per chunk, merged triangles, or terms of the weight.
 
     Raises
     ------
@@ -272,15 +295,15 @@ def _known(job: Job) -> AnyProgram:
     return program
 
 
-def _ready(job: Job, backend: Backend, source: _Opened, span: Span) -> Iterator[Chunk]:
-    for chunk in source.chunks(*span):
+def _ready(job: Job, backend: Backend, source: _Opened, run: Sequence[Span]) -> Iterator[Chunk]:
+    for chunk in chain.from_iterable(source.chunks(*span) for span in run):
         for label, column in zip(job.labels, chunk.x, strict=bool(job.labels)):
             require_finite_column(label, column, chunk.start)
         yield backend.put(chunk, np.dtype(job.dtype))
 
 
-def _sums(job: Job, backend: Backend, kernel: Kernel, chunks: Iterator[Chunk], _: int) -> tuple[Floats, int]:
-    into = SegmentStates(job.program.n_params, job.order)
+def _sums(job: Job, backend: Backend, kernel: Kernel, chunks: Iterator[Chunk], first: int) -> tuple[Floats, int]:
+    into = SegmentStates(job.program.n_params, job.order, first // SEGMENT)
     for chunk in chunks:
         backend.reduce(kernel, chunk, job.theta, job.order, into)
     return into.states(), into.position

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from nlsq_nb.backends.small import fold_segments
 from nlsq_nb.codegen.ir import AnyProgram
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.compensated import add_compensated
 from nlsq_nb.core.layout import RESIDENT_ROWS, SEGMENT
 from nlsq_nb.core.losses import LEAST_SQUARES, Loss
-from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
+from nlsq_nb.core.sums import Accumulator, NormalSums
 from nlsq_nb.core.tsqr import EPS, Triangle, TriangleAccumulator
 from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.engines.parts import BlockRows, FileRows, Job
@@ -45,7 +46,7 @@ class Cluster(Protocol):
     def reduce(
         self, job: Job, rows: FileRows | BlockRows, fields: Sequence[DaskField], on_progress: Progress | None
     ) -> list[Any]:
-        """What `reduce_part` returns for spans that make up all of `rows`, in row order.
+        """What `reduce_part` returns for runs of spans that make up all of `rows`, in row order.
 
         There are `fields` when `rows` is a `BlockRows`: their blocks make up the pieces.
         """
@@ -231,7 +232,7 @@ class SpreadEngine:
         """The sums over all rows, whose x are checked to be finite under these labels; see `Engine.run`."""
         into = Accumulator(self._job.program.n_params, order)
         for states, rows in self._pass("sums", theta=theta, order=order, labels=tuple(labels)):
-            into.add(states, rows, fold_segments)
+            into.join(states, rows, fold_segments)
         return into.result()
 
     def matvec(self, theta: Floats, v: Floats) -> Floats:

@@ -14,7 +14,7 @@ from nlsq_nb.core.losses import LEAST_SQUARES
 from nlsq_nb.core.sums import Accumulator
 from nlsq_nb.core.tsqr import TriangleAccumulator
 from nlsq_nb.engines.local import LocalEngine
-from nlsq_nb.engines.parts import BlockRows, Job, reduce_part
+from nlsq_nb.engines.parts import BlockRows, Job, reduce_part, runs_of
 from nlsq_nb.engines.placing import given_to, in_turn, owned, spans_of
 from nlsq_nb.sources import pieces
 from nlsq_nb.sources.arrays import ArraySource
@@ -96,7 +96,7 @@ def reduced(what, rows, given, **job):
             [field[g.block] for g in given_to(run, cuts)] for field, cuts in zip(given, inner, strict=True)
         ]
         job_of = Job(what, "reference", "t", MODEL.program, rows.form.dtype.name, LEAST_SQUARES, THETA, **job)
-        found += zip(run, reduce_part(job_of, rows, run, 1, needed), strict=True)
+        found += zip(runs_of(run), reduce_part(job_of, rows, run, 1, needed), strict=True)
     return [result for _, result in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -109,7 +109,7 @@ def here(x, y, dtype=np.float64, sigma=None, weights=None):
 def same_sums(found, engine):
     into = Accumulator(3, 2)
     for states, rows in found:
-        into.add(states, rows)
+        into.join(states, rows)
     sums, expected = into.result(), engine.run(THETA, 2)
     assert sums.n_rows == N
     assert sums.high.tobytes() == expected.high.tobytes()

@@ -21,9 +21,9 @@ from nlsq_nb.backends.small import PARTS, compiled_run, driver, fold_segments, l
 from nlsq_nb.backends.small.build import build, compile_ir
 from nlsq_nb.backends.small.translate import translate
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.compensated import add_in_groups, total_of
 from nlsq_nb.core.elsewhere import common_part
 from nlsq_nb.core.layout import BLOCK
-from nlsq_nb.core.sums import add_segments
 from nlsq_nb.errors import BackendUnavailable
 from nlsq_nb.in_native import NativePlan
 from nlsq_nb.native_run import NativeRun
@@ -294,25 +294,33 @@ def test_a_survey_finds_what_a_summary_does(rows, seed, weighted, broken):
         assert w[layout.UNIT] == NativePlan.unit_of(expected)
 
 
-@given(count=st.integers(0, 30), size=st.integers(1, 12), seed=st.integers(0, 999), odd=st.booleans())
+@given(
+    count=st.integers(1, 60),
+    size=st.integers(1, 12),
+    before=st.integers(0, 40),
+    seed=st.integers(0, 999),
+    odd=st.booleans(),
+)
 @settings(max_examples=60)
-def test_segments_are_added_as_numpy_adds_them(count, size, seed, odd):
+def test_segments_are_added_as_numpy_adds_them(count, size, before, seed, odd):
     rng = np.random.default_rng(seed)
-    high, low, *states = rng.normal(size=(2 + 2 * count, size)) * 10.0 ** rng.integers(-9, 9, (2 + 2 * count, size))
-    states = np.array(states).reshape(2 * count, size)
-    if odd and count:
+    running, states = (
+        rng.normal(size=(n, size)) * 10.0 ** rng.integers(-9, 9, (n, size)) for n in (4, 2 * count)
+    )
+    if odd:
         states[rng.integers(2 * count), rng.integers(size)] = rng.choice([math.inf, -math.inf, math.nan, -0.0])
-    before = [a.copy() for a in (high, low, states)]
-    native_sums, numpy_sums = fold_segments(high, low, states), add_segments(high, low, states)
-    for a, b in zip(native_sums, numpy_sums, strict=True):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(np.signbit(a[~np.isnan(a)]), np.signbit(b[~np.isnan(b)]))
-    for a, b in zip((high, low, states), before, strict=True):
-        np.testing.assert_array_equal(a, b)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small, "compiled_run", lambda: None)
-        for a, b in zip(small.fold_segments(high, low, states), numpy_sums, strict=True):
-            np.testing.assert_array_equal(a, b)
+    given_states, expected = states.copy(), running.copy()
+    add_in_groups(expected, before, states)
+    for is_native in (True, False):
+        found = running.copy()
+        with pytest.MonkeyPatch.context() as patch:
+            if not is_native:
+                patch.setattr(small, "compiled_run", lambda: None)
+            fold_segments(found, before, states)
+        sums, others = (total_of(a, before + count) for a in (found, expected))
+        np.testing.assert_array_equal(sums, others)
+        np.testing.assert_array_equal(np.signbit(sums[~np.isnan(sums)]), np.signbit(others[~np.isnan(others)]))
+        np.testing.assert_array_equal(states, given_states)
 
 
 @given(rows=st.integers(1, 400), seed=st.integers(0, 99), weighted=st.booleans(), tied=st.booleans())

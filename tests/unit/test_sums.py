@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nlsq_nb.core.compensated import PER_GROUP, add_compensated, grouped
 from nlsq_nb.core.layout import BLOCK, SEGMENT, packed_index, sums_size
-from nlsq_nb.core.sums import Accumulator, NormalSums, add_compensated
+from nlsq_nb.core.sums import Accumulator, NormalSums, SegmentStates
 
 NUMBERS = st.floats(-1e120, 1e120, allow_subnormal=False)
 SHAPES = st.tuples(st.integers(1, 4), st.integers(0, 2))
@@ -222,3 +223,62 @@ def test_no_rows():
     assert into.pieces(0) == []
     assert into.result().n_rows == 0
     assert not into.result().packed.any()
+
+
+def one_by_one(states):
+    """The sum of the grid, spelled out."""
+    total = None
+    for begin in range(0, len(states), 2 * PER_GROUP):
+        group = None
+        for high, low in states[begin : begin + 2 * PER_GROUP].reshape(-1, 2, states.shape[1]):
+            group = added(group, high, low)
+        total = added(total, *group)
+    return total
+
+
+def added(before, high, low):
+    if before is None:
+        return high, low
+    high, rest = add_compensated(*before, high)
+    return high, rest + low
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, SEGMENT), st.integers(0, 2**32 - 1))
+def test_groups_are_summed_apart_wherever_the_rows_are_cut(counts, last, seed):
+    """Segments one by one, those of others in whole groups, and both in turn."""
+    rng, count = np.random.default_rng(seed), sum(counts)
+    states = rng.normal(size=(2 * count, 3)) * 10.0 ** rng.integers(-12, 12, (2 * count, 3))
+    rows = (count - 1) * SEGMENT + last
+    expected = np.stack(one_by_one(states))
+    for joined in (False, True, None):
+        into, at = Accumulator(1, 2), 0
+        for k, some in enumerate(counts):
+            mine = states[2 * at : 2 * (at + some)]
+            taken = min(some * SEGMENT, rows - at * SEGMENT)
+            if k % 2 if joined is None else joined:
+                there = SegmentStates(1, 2, at)
+                there.add(mine.copy(), taken)
+                sent = there.states()
+                assert len(sent) == 2 * sum(grouped(at, taken))
+                into.join(sent, taken)
+            else:
+                into.add(mine.copy(), taken)
+            at += some
+        found = into.result()
+        assert found.n_rows == rows
+        assert np.array_equal(np.stack([found.high, found.low]), expected)
+
+
+def test_what_comes_of_a_part_does_not_grow_as_its_rows_do():
+    there = SegmentStates(1, 2, 5)
+    there.add(np.ones((2 * 6_000, 3)), 6_000 * SEGMENT)
+    assert len(there.states()) == 2 * (11 + 374 + 5)
+
+
+def test_a_sum_of_a_device_is_taken_as_it_is():
+    into = Accumulator(1, 2)
+    for rows in (40 * SEGMENT, 33 * SEGMENT, 3 * SEGMENT + 5):
+        into.join(np.array([[1.0, 2.0, 3.0], [0.5, 0.0, 0.0]]), rows)
+    found = into.result()
+    assert (found.n_rows, found.packed.tolist()) == (76 * SEGMENT + 5, [4.5, 6.0, 9.0])

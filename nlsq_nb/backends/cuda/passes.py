@@ -17,8 +17,8 @@ from nlsq_nb.backends.cuda.kernels import CudaKernel, block_count
 from nlsq_nb.backends.cuda.toolkit import DeviceFull, on_device_number, toolkit
 from nlsq_nb.codegen.targets.cuda_common import TILE
 from nlsq_nb.core.chunk import Chunk
+from nlsq_nb.core.compensated import add_compensated
 from nlsq_nb.core.layout import sums_size
-from nlsq_nb.core.sums import add_compensated
 
 __all__ = ["Part", "Pass"]
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.small.layout import FOLDING
 from nlsq_nb.core.chunk import address_of
+from nlsq_nb.core.compensated import PER_GROUP, add_in_groups
 from nlsq_nb.core.layout import BLOCK, SEGMENT
-from nlsq_nb.core.sums import add_segments
 from nlsq_nb.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _EXPORTS = {
     _SYMBOLS["help_on"]: ("int64",),
 }
 _MAKERS = ("layout", "expressions", "translate", "build")
-_Task = ctypes.c_int64 * 3
+_Task = ctypes.c_int64 * 5
 _log = logging.getLogger("nlsq_nb.backends")
 
 
@@ -85,35 +85,30 @@ def _compiled() -> dict[str, Entry] | None:
     folder = Path(__file__).parent
     try:
         texts = {name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in (*_MAKERS, *PARTS)}
-        key = "\0".join([f"{BLOCK} {SEGMENT}", *texts.values()])
+        key = "\0".join([f"{BLOCK} {SEGMENT} {PER_GROUP}", *texts.values()])
         return load_code(key, "small_fit", _EXPORTS, make)
     except (OSError, BackendUnavailable) as error:
         _log.warning("small fits are not compiled: %s", error)
         return None
 
 
-def fold_segments(
-    high: NDArray[np.float64], low: NDArray[np.float64], states: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`core.sums.add_segments` in native code, a hundredth of a second sooner for the sums of 10⁸ rows.
+def fold_segments(running: NDArray[np.float64], first: int, states: NDArray[np.float64]) -> None:
+    """`core.compensated.add_in_groups` in native code, a hundredth of a second sooner for the sums of 10⁸ rows.
 
     Parameters
     ----------
-    high, low : ndarray, shape (size,)
-        Running sums.
+    running : ndarray, shape (4, size)
+        High and low sums of the group that is open, and of the groups before. Changed in place.
+    first : int
+        How many segments came before.
     states : ndarray, shape (2k, size)
         High and low sums of k segments in turn; float64.
-
-    Returns
-    -------
-    tuple of ndarray
-        The new pair, with the same bits.
     """
     entry = compiled_run()
-    if entry is None or not len(states):
-        return add_segments(high, low, states)
-    states, found = np.ascontiguousarray(states), np.empty((2, len(high)))
-    found[0], found[1] = high, low
-    task = _Task(len(states) // 2, len(high), address_of(states))
-    entry.call(FOLDING, ctypes.addressof(task), address_of(found))
-    return found[0], found[1]
+    if entry is None:
+        add_in_groups(running, first, states)
+        return
+    states = np.ascontiguousarray(states)
+    groups, inside = divmod(first, PER_GROUP)
+    task = _Task(len(states) // 2, states.shape[1], address_of(states), inside, groups)
+    entry.call(FOLDING, ctypes.addressof(task), address_of(running))

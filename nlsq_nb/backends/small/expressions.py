@@ -32,7 +32,7 @@ _OPERATIONS = {
 }
 
 
-_ON_MEMORY = {"call_at": 6, "call_plain": 1, "word": 1, "set_word": 2, "add_to_word": 2, "ints_at": 1}
+_ON_MEMORY = {"call_at": 6, "call_plain": 1, "word": 1, "set_word": 2, "add_to_word": 2, "ints_at": 1, "floats_at": 1}
 _PAUSES = {"x86_64": ("llvm.x86.sse2.pause", ()), "aarch64": ("llvm.aarch64.isb", (15,))}
 _PAUSES["arm64"], _PAUSES["amd64"] = _PAUSES["aarch64"], _PAUSES["x86_64"]
 
@@ -204,6 +204,8 @@ class Expressions(ast.NodeVisitor):
         if name == "call_plain":
             function = ir.FunctionType(ir.IntType(32), [])
             return self._b.call(self._b.inttoptr(first, function.as_pointer()), [])
+        if name == "floats_at":
+            return self._b.inttoptr(first, ARRAYS[0])
         spot = self._b.inttoptr(first, ARRAYS[1])
         if name == "word":
             return self._b.load_atomic(spot, "acquire", _WORD)

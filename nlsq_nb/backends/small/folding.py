@@ -1,13 +1,15 @@
-"""The sums of segments, added one after the other as `core.sums.add_segments` does."""
+"""The sums of segments, added in groups as `core.compensated.add_in_groups` does."""
 
 from __future__ import annotations
 
 from nlsq_nb.backends.small.native import Floats, Ints, column_value, native
+from nlsq_nb.core.compensated import PER_GROUP
 
-__all__ = ["fold", "fold_all", "fold_from"]
+__all__ = ["close_group", "fold", "fold_all", "fold_groups"]
 
-COUNT, SIZE, STATES = range(3)
-"""What `task` has: the number of segments, of sums, and the address of the high and low sums of each in turn."""
+COUNT, SIZE, STATES, BEGUN, BEFORE = range(5)
+"""What `task` has: the number of segments, of sums, and the address of the high and low sums of each in turn; how many
+segments of their group, and groups, came before."""
 
 
 @native
@@ -29,18 +31,42 @@ def fold(w: Floats, state: int, part: int, size: int) -> None:
 
 
 @native
-def fold_from(first: int, task: Ints, w: Floats) -> None:
-    """Add those of the segments from one on to the high and low sums that `w` begins with."""
-    size = task[SIZE]
-    part = 2 * first * size
-    for _ in range(first, task[COUNT]):
+def close_group(w: Floats, size: int, before: int) -> None:
+    """Add the group that `w` begins with to those before it, which follow; there may be none."""
+    for k in range(size):
+        if before == 0:
+            w[2 * size + k] = w[k]
+            w[3 * size + k] = w[size + k]
+        else:
+            advance(w, 2 * size + k, size, w[k], w[size + k])
+
+
+@native
+def fold_groups(task: Ints, w: Floats, begun: int, before: int) -> int:
+    """Add all segments to the high and low sums of groups; how many of the last one there are, 0 if it is complete.
+
+    `begun` segments of the group that `w` begins with are there, and groups `before` it.
+    """
+    size, part, inside, groups = task[SIZE], 0, begun, before
+    for _ in range(task[COUNT]):
         for k in range(size):
-            advance(w, k, size, column_value(task, STATES, part + k), column_value(task, STATES, part + size + k))
+            value, low = column_value(task, STATES, part + k), column_value(task, STATES, part + size + k)
+            if inside == 0:  # not zeros plus the first, which would lose the sign of a zero
+                w[k] = value
+                w[size + k] = low
+            else:
+                advance(w, k, size, value, low)
         part += 2 * size
+        inside += 1
+        if inside == PER_GROUP:
+            close_group(w, size, groups)
+            groups += 1
+            inside = 0
+    return inside
 
 
 @native
 def fold_all(task: Ints, w: Floats) -> int:
     """Add those of all segments; always 1."""
-    fold_from(0, task, w)
+    fold_groups(task, w, task[BEGUN], task[BEFORE])
     return 1

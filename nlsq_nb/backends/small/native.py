@@ -20,6 +20,7 @@ __all__ = [
     "call_kernel",
     "call_plain",
     "column_value",
+    "floats_at",
     "ints_at",
     "native",
     "pause",
@@ -146,6 +147,22 @@ def address_of(numbers: Floats) -> int:
         The address.
     """
     return numbers.ctypes.data
+
+
+def floats_at(place: int) -> Floats:
+    """Numbers behind an address.
+
+    Parameters
+    ----------
+    place : int
+        The address.
+
+    Returns
+    -------
+    ndarray
+        As many as anybody looks at.
+    """
+    return np.ctypeslib.as_array((ctypes.c_double * 4096).from_address(int(place)))
 
 
 def ints_at(place: int) -> Ints:

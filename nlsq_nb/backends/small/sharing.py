@@ -9,7 +9,7 @@ nothing of: they need no lock of it to begin or to end. Of a team they touch its
 
 from __future__ import annotations
 
-from nlsq_nb.backends.small.folding import fold_from
+from nlsq_nb.backends.small.folding import close_group, fold_groups
 from nlsq_nb.backends.small.native import (
     Floats,
     Ints,
@@ -17,7 +17,7 @@ from nlsq_nb.backends.small.native import (
     address_of,
     call_at,
     call_plain,
-    column_value,
+    floats_at,
     ints_at,
     native,
     pause,
@@ -46,7 +46,8 @@ WORDS = 8 * 8
 """How many integers that are."""
 
 SEGMENTS, SIZE, SUMS, TEAM, PASS = range(5)
-"""What a plan has for `run_whole`: what `folding` has in `task`, the address of a team, and its words from COUNT on."""
+"""What a plan has for `run_whole`: the first of what `folding` has in `task`, where room for two sums follows those of
+the segments; the address of a team, and its words from COUNT on."""
 
 POSTED = (HI - COUNT) // 8 + 1
 """How many of these say what a pass consists of."""
@@ -130,6 +131,16 @@ def run_posted(team: int) -> None:
 
 
 @native
+def add_up(plan: Ints, w: Floats, state: Floats) -> None:
+    """Add the sums of all segments; `w` is room for those of groups."""
+    size, inside = plan[SIZE], fold_groups(plan, w, 0, 0)
+    if inside > 0:
+        close_group(w, size, plan[SEGMENTS] - inside)
+    for k in range(2 * size):
+        state[k] = w[2 * size + k]
+
+
+@native
 def sum_whole(plan: Ints, theta: Floats, state: Floats) -> int:
     """One pass of a team, and the sum of its segments; 0 if it could."""
     team, size = plan[TEAM], plan[SIZE]
@@ -139,9 +150,7 @@ def sum_whole(plan: Ints, theta: Floats, state: Floats) -> int:
     for k in range(2 * size * plan[SEGMENTS]):
         set_word(plan[SUMS] + 8 * k, 0)
     run_posted(team)
-    for k in range(2 * size):
-        state[k] = column_value(plan, SUMS, k)
-    fold_from(1, plan, state)
+    add_up(plan, floats_at(plan[SUMS] + 16 * size * plan[SEGMENTS]), state)
     return word(team + FAILED)
 
 
