@@ -28,7 +28,6 @@ from nlsq_nb.sources.rows import Reading
 MODEL = Model("a*exp(-b*x) + c")
 THETA = np.array([3.0, 1.5, 0.5])
 ARRAYS, FILE, HELD = "arrays, this process", "file, this process", "blocks held by workers"
-APART = "the workers' own arrays, each for itself"
 
 
 def seconds(work: Any, repeat: int) -> list[float]:
@@ -63,19 +62,6 @@ def spread_evenly(client: Any, n: int) -> Any:
     return client.persist([da.concatenate(parts) for parts in zip(*columns, strict=True)])
 
 
-def apart(n: int, begin: float, *, dask_worker: Any) -> float:
-    """What a pass over n rows takes a worker that is not asked for its sums; all begin at the same time."""
-    engine = getattr(dask_worker, "bench_engine", None)
-    if engine is None:
-        x = np.random.default_rng(0).uniform(0.0, 4.0, n)
-        backend, rows = get_backend("cpu", 1), RetryingSource(ArraySource(x, MODEL(x, *THETA)))
-        engine = dask_worker.bench_engine = engine_over(backend, MODEL.program, rows)
-        engine.run(THETA, 2)
-    time.sleep(max(0.0, begin - time.time()))
-    (found,) = seconds(lambda: engine.run(THETA, 2), 1)
-    return found
-
-
 def main() -> None:
     from distributed import Client, LocalCluster
 
@@ -98,37 +84,25 @@ def main() -> None:
         engines = {name: engine_over(backend, MODEL.program, RetryingSource(rows)) for name, rows in places.items()}
         for engine in engines.values():
             engine.run(THETA, 2)
-        times: dict[str, list[float]] = {name: [] for name in (*engines, APART)}
-        client.run(apart, n // options.workers, 0.0)
+        times: dict[str, list[float]] = {name: [] for name in engines}
         for _ in range(options.repeat):
             for name, engine in engines.items():
                 times[name] += seconds(lambda engine=engine: engine.run(THETA, 2), 1)
-            times[APART].append(max(client.run(apart, n // options.workers, time.time() + 0.02).values()))
         rows = report.rows["dask"] = []
         for name, some in times.items():
-            share = ratio(times, name, ARRAYS if name in {ARRAYS, HELD, APART} else FILE)
-            of_work = ratio(times, name, APART) if name in {HELD, APART} else None
-            row = {"pass": name, "seconds": statistics.median(some), "least": min(some), "ratio": share}
-            rows.append(row | {"of work": of_work})
+            share = ratio(times, name, ARRAYS if name in {ARRAYS, HELD} else FILE)
+            rows.append({"pass": name, "seconds": statistics.median(some), "least": min(some), "ratio": share})
         victim = next(iter(client.run(os.getpid).values()))
         os.kill(victim, signal.SIGKILL)
         (late,) = seconds(lambda: engines["file, cluster"].run(THETA, 2), 1)
         name = "file, cluster, a worker killed before"
-        share = late / statistics.median(times[FILE])
-        rows.append({"pass": name, "seconds": late, "least": late, "ratio": share, "of work": None})
+        rows.append({"pass": name, "seconds": late, "least": late, "ratio": late / statistics.median(times[FILE])})
     report.table(
         "dask",
-        ("a pass", "seconds, median", "least", "of the same rows in this process", "of the slowest worker's work"),
-        (
-            (r["pass"], f"{r['seconds']:.3f}", f"{r['least']:.3f}", f"{r['ratio']:.2f}", _shown(r["of work"]))
-            for r in rows
-        ),
+        ("a pass", "seconds, median", "least", "of the same rows in this process"),
+        ((r["pass"], f"{r['seconds']:.3f}", f"{r['least']:.3f}", f"{r['ratio']:.2f}") for r in rows),
     )
     report.finish(options)
-
-
-def _shown(share: float | None) -> str:
-    return "" if share is None else f"{share:.2f}"
 
 
 if __name__ == "__main__":
