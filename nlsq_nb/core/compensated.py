@@ -1,7 +1,7 @@
-"""Compensated summation in the order of the grid: blocks within a segment, segments within a group, then groups.
+"""Compensated summation in the order of the grid: blocks within a segment, segments within a section, then sections.
 
 A sum is kept as high + low (two-sum, Knuth, TAOCP vol. 2, §4.2.2), so its error does not grow with the number of
-parts. Groups are there for what is summed elsewhere: of a group whose segments all lie there, one sum comes back.
+parts. Sections are there for what is summed elsewhere: of a section whose segments all lie there, one sum comes back.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nlsq_nb.core.layout import GROUP, SEGMENT
+from nlsq_nb.core.layout import SECTION, SEGMENT
 
-__all__ = ["PER_GROUP", "add_compensated", "add_in_groups", "add_segments", "group_sums", "grouped", "total_of"]
+__all__ = [
+    "PER_SECTION", "add_compensated", "add_in_sections", "add_segments", "section_sums", "sections_in", "total_of",
+]
 
 Floats = NDArray[np.float64]
 
-PER_GROUP = GROUP // SEGMENT
-"""Segments of a group."""
+PER_SECTION = SECTION // SEGMENT
+"""Segments of a section."""
 
 
 def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, Floats]:
@@ -41,7 +43,7 @@ def add_compensated(high: Floats, low: Floats, value: Floats) -> tuple[Floats, F
 
 
 def add_segments(states: Floats) -> Floats:
-    """Add sums of segments, or of groups, one after the other: many steps of compensated summation at once.
+    """Add sums of segments, or of sections, one after the other: many steps of compensated summation at once.
 
     Parameters
     ----------
@@ -65,13 +67,13 @@ def add_segments(states: Floats) -> Floats:
         return np.stack([running[..., -1, :], np.add.accumulate(steps, axis=-2)[..., -1, :]], axis=-2)
 
 
-def add_in_groups(running: Floats, first: int, states: Floats) -> None:
-    """Add the sums of segments to those of what came before, in order: to a group, and groups to the total.
+def add_in_sections(running: Floats, first: int, states: Floats) -> None:
+    """Add the sums of segments to those of what came before, in order: to a section, and sections to the total.
 
     Parameters
     ----------
     running : ndarray, shape (4, size)
-        High and low sums of the group that is not complete yet, and of all groups before it. Changed in place.
+        High and low sums of the section that is not complete yet, and of all sections before it. Changed in place.
     first : int
         How many segments came before; without any, `running` may hold anything.
     states : ndarray, shape (2k, size)
@@ -79,17 +81,17 @@ def add_in_groups(running: Floats, first: int, states: Floats) -> None:
     """
     pairs = states.reshape(-1, 2, states.shape[-1])
     while len(pairs):
-        inside = first % PER_GROUP
-        some, pairs = pairs[: PER_GROUP - inside], pairs[PER_GROUP - inside :]
+        inside = first % PER_SECTION
+        some, pairs = pairs[: PER_SECTION - inside], pairs[PER_SECTION - inside :]
         # not zeros plus the first, which would lose the sign of a zero
         running[:2] = add_segments(some if inside == 0 else np.concatenate([running[np.newaxis, :2], some]))
         first += len(some)
-        if first % PER_GROUP == 0:
-            running[2:] = _with_open_group(running, first)
+        if first % PER_SECTION == 0:
+            running[2:] = _with_open_section(running, first)
 
 
-def _with_open_group(running: Floats, count: int) -> Floats:
-    return running[:2] if count <= PER_GROUP else add_segments(running.reshape(2, 2, -1)[::-1])
+def _with_open_section(running: Floats, count: int) -> Floats:
+    return running[:2] if count <= PER_SECTION else add_segments(running.reshape(2, 2, -1)[::-1])
 
 
 def total_of(running: Floats, count: int) -> Floats:
@@ -98,7 +100,7 @@ def total_of(running: Floats, count: int) -> Floats:
     Parameters
     ----------
     running : ndarray, shape (4, size)
-        See `add_in_groups`; zeros where `count` is 0.
+        See `add_in_sections`; zeros where `count` is 0.
     count : int
         How many segments there were.
 
@@ -107,11 +109,11 @@ def total_of(running: Floats, count: int) -> Floats:
     ndarray, shape (2, size)
         High and low sums, which later segments do not change.
     """
-    return _with_open_group(running, count).copy() if count % PER_GROUP else running[2:].copy()
+    return _with_open_section(running, count).copy() if count % PER_SECTION else running[2:].copy()
 
 
-def grouped(first: int, rows: int) -> tuple[int, int, int]:
-    """Which of some segments make up whole groups.
+def sections_in(first: int, rows: int) -> tuple[int, int, int]:
+    """Which of some segments make up whole sections.
 
     Parameters
     ----------
@@ -123,16 +125,16 @@ def grouped(first: int, rows: int) -> tuple[int, int, int]:
     Returns
     -------
     tuple of int
-        The segments before the first whole group, the whole groups, and the segments behind.
+        The segments before the first whole section, the whole sections, and the segments behind.
     """
     count, complete = -(-rows // SEGMENT), rows // SEGMENT
-    head = min(count, -first % PER_GROUP)
-    whole = max(0, complete - head) // PER_GROUP
-    return head, whole, count - head - whole * PER_GROUP
+    head = min(count, -first % PER_SECTION)
+    whole = max(0, complete - head) // PER_SECTION
+    return head, whole, count - head - whole * PER_SECTION
 
 
-def group_sums(states: Floats, first: int, rows: int) -> Floats:
-    """The sums of segments, and of whole groups in place of those of their segments.
+def section_sums(states: Floats, first: int, rows: int) -> Floats:
+    """The sums of segments, and of whole sections in place of those of their segments.
 
     Parameters
     ----------
@@ -145,12 +147,12 @@ def group_sums(states: Floats, first: int, rows: int) -> Floats:
 
     Returns
     -------
-    ndarray, shape (2 sum(grouped(first, rows)), size)
+    ndarray, shape (2 sum(sections_in(first, rows)), size)
         High and low sums in turn.
     """
-    head, whole, tail = grouped(first, rows)
+    head, whole, tail = sections_in(first, rows)
     if not whole:
         return states
     size = states.shape[1]
-    inner = states[2 * head : len(states) - 2 * tail].reshape(whole, PER_GROUP, 2, size)
+    inner = states[2 * head : len(states) - 2 * tail].reshape(whole, PER_SECTION, 2, size)
     return np.concatenate([states[: 2 * head], add_segments(inner).reshape(-1, size), states[len(states) - 2 * tail :]])

@@ -5,7 +5,7 @@ Layout: sse, then Jᵀ W r (p), then the upper triangle of Jᵀ W J row by row (
 
 from __future__ import annotations
 
-__all__ = ["BLOCK", "GROUP", "RESIDENT_ROWS", "SEGMENT", "SHARED_ROWS", "packed_index", "sums_size"]
+__all__ = ["BLOCK", "RESIDENT_ROWS", "SECTION", "SEGMENT", "SHARED_ROWS", "packed_index", "sums_size"]
 
 BLOCK = 4096
 """Rows of one block of the fixed grid; a block is summed by one thread in one order."""
@@ -15,8 +15,8 @@ SEGMENT = 4 * BLOCK
 
 Some 50 µs of work for a model with one exp, so that two threads can share 1e5 rows."""
 
-GROUP = 16 * SEGMENT
-"""Rows whose segments are added in order into one sum, which is then added to those of the groups before."""
+SECTION = 16 * SEGMENT
+"""Rows whose segments are added in order into one sum, which is then added to those of the sections before."""
 
 SHARED_ROWS = 4 * SEGMENT
 """Rows up to which one thread sums as fast as two that are at hand."""

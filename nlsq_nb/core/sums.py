@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nlsq_nb.core.compensated import (
-    PER_GROUP,
+    PER_SECTION,
     add_compensated,
-    add_in_groups,
+    add_in_sections,
     add_segments,
-    group_sums,
-    grouped,
+    section_sums,
+    sections_in,
     total_of,
 )
 from nlsq_nb.core.layout import SEGMENT, sums_size
@@ -217,7 +217,7 @@ class Accumulator:
             states[:2] = self.open
         return states
 
-    def add(self, state: Floats, rows: int, fold: Fold = add_in_groups) -> None:
+    def add(self, state: Floats, rows: int, fold: Fold = add_in_sections) -> None:
         """Take the next pieces, in row order.
 
         Parameters
@@ -227,7 +227,7 @@ class Accumulator:
         rows : int
             Rows of the pieces.
         fold : callable
-            What adds them up: `add_in_groups`, or what gives the same bits.
+            What adds them up: `add_in_sections`, or what gives the same bits.
         """
         self.position += rows
         closed = len(state) if self.position % SEGMENT == 0 else len(state) - 2
@@ -248,7 +248,7 @@ class Accumulator:
         self.deferred = work
         self.position += rows
 
-    def join(self, states: Floats, rows: int, fold: Fold = add_in_groups) -> None:
+    def join(self, states: Floats, rows: int, fold: Fold = add_in_sections) -> None:
         """Take the next rows as another has summed them.
 
         Parameters
@@ -261,16 +261,16 @@ class Accumulator:
             See `add`.
         """
         first = self.position // SEGMENT
-        head, whole, tail = grouped(first, rows)
+        head, whole, tail = sections_in(first, rows)
         if whole == 0 or len(states) != 2 * (head + whole + tail) or self._closed != first:  # as of a device: one sum
             self.add(states, rows, fold)
             return
         inner, last = states[2 * head : 2 * (head + whole)], states[2 * (head + whole) :]
         self.add(states[: 2 * head], head * SEGMENT, fold)
-        self._close_groups(inner)
-        self.position += whole * PER_GROUP * SEGMENT
+        self._close_sections(inner)
+        self.position += whole * PER_SECTION * SEGMENT
         if tail:
-            self.add(last, rows - (head + whole * PER_GROUP) * SEGMENT, fold)
+            self.add(last, rows - (head + whole * PER_SECTION) * SEGMENT, fold)
 
     def result(self) -> NormalSums:
         """The sums of everything taken."""
@@ -286,13 +286,13 @@ class Accumulator:
         self.open = np.zeros(self.open.shape)
         return NormalSums(self.position, *self._shape, *total_of(self._running, self._closed))
 
-    def _close(self, states: Floats, fold: Fold = add_in_groups) -> None:
+    def _close(self, states: Floats, fold: Fold = add_in_sections) -> None:
         fold(self._running, self._closed, states)
         self._closed += len(states) // 2
 
-    def _close_groups(self, sums: Floats) -> None:
-        """Take whole groups; none is open."""
-        before, self._closed = self._closed, self._closed + len(sums) // 2 * PER_GROUP
+    def _close_sections(self, sums: Floats) -> None:
+        """Take whole sections; none is open."""
+        before, self._closed = self._closed, self._closed + len(sums) // 2 * PER_SECTION
         if before:
             sums = np.concatenate([self._running[2:], sums])
         self._running[2:] = add_segments(sums.reshape(-1, 2, sums.shape[1]))
@@ -317,17 +317,17 @@ class SegmentStates(Accumulator):
         self._first = first
 
     def states(self) -> Floats:
-        """High and low sums of every segment in turn, or of whole groups of them.
+        """High and low sums of every segment in turn, or of whole sections of them.
 
         Returns
         -------
         ndarray, shape (2 count, size)
-            See `group_sums`; the last segment may not be complete. What a device has summed is one.
+            See `section_sums`; the last segment may not be complete. What a device has summed is one.
         """
         if self.deferred is not None:
             return np.stack(self.deferred.collect())
         parts = self._states if self.position % SEGMENT == 0 else [*self._states, self.open]
-        return group_sums(np.concatenate(parts), self._first, self.position)
+        return section_sums(np.concatenate(parts), self._first, self.position)
 
-    def _close(self, states: Floats, _fold: Fold = add_in_groups) -> None:
+    def _close(self, states: Floats, _fold: Fold = add_in_sections) -> None:
         self._states.append(states)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import pickle
 import secrets
 import socket
 import struct
@@ -163,6 +162,8 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
     """
     pairs = list(zip(parcels, parts, strict=True))
     asked = {str(part.worker): pair for pair in pairs for part in pair[1:]}
+    for other in [some for some in _CLIENTS if some.status == "closed"]:
+        del _CLIENTS[other]
     known = _CLIENTS.setdefault(client, _Known())
     if len(asked) < len(parts) or (known.failed is not None and time.monotonic() - known.failed < _AGAIN):
         return None
@@ -187,11 +188,13 @@ def _written(parcel: Parcel, part: Part) -> bytes:
     from distributed.protocol.pickle import dumps  # which knows functions of __main__
 
     lasting = parcel.rows, parcel.share, parcel.starts, part.spans, tuple(block.key for block in part.blocks)
-    return pickle.dumps((dumps(lasting), dumps(parcel.job)), 5)
+    return dumps((dumps(lasting), dumps(parcel.job)))  # type: ignore[no-any-return]
 
 
 def _answers(lines: _Lines, messages: Mapping[str, bytes], known: _Known) -> list[Any] | None:
     """What the workers answer; None where a line is not to be had, or has been cut."""
+    from distributed.protocol.pickle import loads
+
     try:
         if not lines.connect(messages):
             return None
@@ -202,7 +205,7 @@ def _answers(lines: _Lines, messages: Mapping[str, bytes], known: _Known) -> lis
     try:
         for worker, message in messages.items():
             lines.send(worker, message)
-        return [pickle.loads(lines.received(worker)) for worker in messages]  # noqa: S301 - of the user's workers
+        return [loads(lines.received(worker)) for worker in messages]
     except (OSError, EOFError) as error:
         _log.debug("a pass without tasks failed: %s", error)
         return None
@@ -249,13 +252,14 @@ class _Seat:
 
     def answer(self, message: bytearray) -> bytes:
         """What came of the part that is called for; pickled None where it could not be done."""
+        from distributed.protocol.pickle import dumps, loads
+
         try:
-            lasting, job = pickle.loads(message)  # noqa: S301 - of who knows the secret
-            found = outcome(self._opened(lasting), pickle.loads(job), self._worker.address)  # noqa: S301 - the same
-            return pickle.dumps(found, 5)
+            lasting, job = loads(message)
+            return dumps(outcome(self._opened(lasting), loads(job), self._worker.address))  # type: ignore[no-any-return]
         except Exception as error:  # noqa: BLE001 - a task will meet and name it
             _log.debug("a part is left to a task: %s", error)
-            return pickle.dumps(None)
+            return dumps(None)  # type: ignore[no-any-return]
 
     def rest(self) -> None:
         """Let go of blocks and files, as no pass follows at once."""
@@ -267,7 +271,9 @@ class _Seat:
         """The part, as the last pass left it if that was of the same."""
         if self._part is None or lasting != self._lasting:
             self.rest()
-            rows, share, starts, spans, keys = pickle.loads(lasting)  # noqa: S301 - of who knows the secret
+            from distributed.protocol.pickle import loads
+
+            rows, share, starts, spans, keys = loads(lasting)
             blocks = asyncio.run_coroutine_threadsafe(self._held(keys), self._loop).result() if keys else ()
             self._part = opened(rows, share, starts, spans, blocks, self._worker.state.nthreads)
             self._lasting = lasting

@@ -2,9 +2,14 @@
 
 import gc
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 import threading
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -12,7 +17,7 @@ import numpy as np
 import pytest
 
 from nlsq_nb import AdaptiveHybridStreamingOptimizer, HDF5Source, Model, curve_fit
-from nlsq_nb.engines import dask, parts
+from nlsq_nb.engines import dask, lines, parts
 from nlsq_nb.engines.dask import DaskCluster
 from nlsq_nb.errors import BackendUnavailable, DataError, SourceError, UnsupportedOption
 from nlsq_nb.sources.dask_arrays import DaskArrays
@@ -223,12 +228,67 @@ def test_a_pass_takes_a_message_and_no_task_while_all_goes_well(client, path, ex
     assert sum(found is None for found in answers) <= 1  # rows that are cut for a worker come with the first
 
 
-def test_tasks_do_what_messages_cannot(client, path, expected, monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("no messages today")
+@pytest.mark.parametrize("what", ["no message to workers", "no way to reach them"])
+def test_tasks_do_what_messages_cannot(client, path, expected, what, monkeypatch):
+    tries = []
 
-    monkeypatch.setattr(client, "run", refuse)
+    def refuse(*_, **__):
+        tries.append(what)
+        raise OSError(what)
+
+    monkeypatch.setattr(lines, "_CLIENTS", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(*(client, "run") if what.startswith("no message") else (lines, "_called"), refuse)
     assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
+    assert len(tries) == 1  # which may take seconds
+
+
+def test_lines_are_kept_from_fit_to_fit_and_end_with_their_client(client, path, expected, monkeypatch):
+    def waiting():
+        return sum(t.name == "nlsq_nb-line" for t in threading.enumerate())
+
+    assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
+    before = client.run(waiting)
+    with distributed.Client(client.scheduler.address, set_as_default=False) as mine:
+        runs, plain = [], mine.run
+        monkeypatch.setattr(mine, "run", lambda *a, **k: runs.append(a) or plain(*a, **k))
+        for _ in range(3):
+            assert bits(curve_fit(MODEL, path, engine=mine, **START)) == expected
+        assert len(runs) == 1
+        assert client.run(waiting) == {worker: count + 1 for worker, count in before.items()}
+    assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
+    assert mine not in lines._CLIENTS
+    end = time.monotonic() + 20.0
+    while client.run(waiting) != before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert client.run(waiting) == before
+
+
+def test_two_fits_at_once_have_lines_of_their_own(client, path, expected):
+    with ThreadPoolExecutor(3) as pool:
+        fits = [pool.submit(curve_fit, MODEL, path, engine=client, **START) for _ in range(6)]
+        assert all(bits(fit.result()) == expected for fit in fits)
+
+
+@pytest.mark.slow
+def test_lines_are_encrypted_where_the_cluster_is(tmp_path, path, expected, monkeypatch):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed")
+    cert, key = (str(tmp_path / name) for name in ("cert.pem", "key.pem"))
+    request = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=here", "-days", "2")
+    subprocess.run([openssl, *request, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    names = [f"tls_{role}_" for role in ("client", "scheduler", "worker")]
+    roles = {f"{name}cert": cert for name in names} | {f"{name}key": key for name in names}
+    security = distributed.Security(tls_ca_file=cert, require_encryption=True, **roles)
+    made, plain = [], lines._called
+    monkeypatch.setattr(lines, "_called", lambda *given: made.append(plain(*given)) or made[-1])
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with (
+        distributed.LocalCluster(security=security, protocol="tls", **options) as cluster,
+        distributed.Client(cluster, security=security, set_as_default=False) as client,
+    ):
+        assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
+    assert [type(line) for line in made] == [ssl.SSLSocket] * 2
 
 
 def lose():
@@ -249,10 +309,12 @@ def find_again():
 def test_a_file_that_workers_lose(client, path, expected):
     client.wait_for_workers(2)
     first, second = client.nthreads()
+    time.sleep(2.0)  # after a second without a pass they have let go of it
     try:
         client.run(lose, workers=[first])
         assert bits(curve_fit(MODEL, path, engine=client, **START)) == expected
         client.run(lose, workers=[second])
+        time.sleep(2.0)
         with pytest.raises(SourceError, match=r"does not exist here \(tried by tcp://.*, tcp://"):
             curve_fit(MODEL, path, engine=client, **START)
     finally:

@@ -21,7 +21,7 @@ from nlsq_nb.backends.small import PARTS, compiled_run, driver, fold_segments, l
 from nlsq_nb.backends.small.build import build, compile_ir
 from nlsq_nb.backends.small.translate import translate
 from nlsq_nb.core.chunk import Chunk
-from nlsq_nb.core.compensated import add_in_groups, total_of
+from nlsq_nb.core.compensated import add_in_sections, total_of
 from nlsq_nb.core.elsewhere import common_part
 from nlsq_nb.core.layout import BLOCK
 from nlsq_nb.errors import BackendUnavailable
@@ -310,7 +310,7 @@ def test_segments_are_added_as_numpy_adds_them(count, size, before, seed, odd):
     if odd:
         states[rng.integers(2 * count), rng.integers(size)] = rng.choice([math.inf, -math.inf, math.nan, -0.0])
     given_states, expected = states.copy(), running.copy()
-    add_in_groups(expected, before, states)
+    add_in_sections(expected, before, states)
     for is_native in (True, False):
         found = running.copy()
         with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlsq_nb.core.compensated import PER_GROUP, add_compensated, grouped
+from nlsq_nb.core.compensated import PER_SECTION, add_compensated, sections_in
 from nlsq_nb.core.layout import BLOCK, SEGMENT, packed_index, sums_size
 from nlsq_nb.core.sums import Accumulator, NormalSums, SegmentStates
 
@@ -228,11 +228,11 @@ def test_no_rows():
 def one_by_one(states):
     """The sum of the grid, spelled out."""
     total = None
-    for begin in range(0, len(states), 2 * PER_GROUP):
-        group = None
-        for high, low in states[begin : begin + 2 * PER_GROUP].reshape(-1, 2, states.shape[1]):
-            group = added(group, high, low)
-        total = added(total, *group)
+    for begin in range(0, len(states), 2 * PER_SECTION):
+        section = None
+        for high, low in states[begin : begin + 2 * PER_SECTION].reshape(-1, 2, states.shape[1]):
+            section = added(section, high, low)
+        total = added(total, *section)
     return total
 
 
@@ -245,8 +245,8 @@ def added(before, high, low):
 
 @settings(max_examples=60)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6), st.integers(1, SEGMENT), st.integers(0, 2**32 - 1))
-def test_groups_are_summed_apart_wherever_the_rows_are_cut(counts, last, seed):
-    """Segments one by one, those of others in whole groups, and both in turn."""
+def test_sections_are_summed_apart_wherever_the_rows_are_cut(counts, last, seed):
+    """Segments one by one, those of others in whole sections, and both in turn."""
     rng, count = np.random.default_rng(seed), sum(counts)
     states = rng.normal(size=(2 * count, 3)) * 10.0 ** rng.integers(-12, 12, (2 * count, 3))
     rows = (count - 1) * SEGMENT + last
@@ -260,7 +260,7 @@ def test_groups_are_summed_apart_wherever_the_rows_are_cut(counts, last, seed):
                 there = SegmentStates(1, 2, at)
                 there.add(mine.copy(), taken)
                 sent = there.states()
-                assert len(sent) == 2 * sum(grouped(at, taken))
+                assert len(sent) == 2 * sum(sections_in(at, taken))
                 into.join(sent, taken)
             else:
                 into.add(mine.copy(), taken)

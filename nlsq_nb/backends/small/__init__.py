@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from nlsq_nb.backends.small.layout import FOLDING
 from nlsq_nb.core.chunk import address_of
-from nlsq_nb.core.compensated import PER_GROUP, add_in_groups
+from nlsq_nb.core.compensated import PER_SECTION, add_in_sections
 from nlsq_nb.core.layout import BLOCK, SEGMENT
 from nlsq_nb.errors import BackendUnavailable
 
@@ -85,7 +85,7 @@ def _compiled() -> dict[str, Entry] | None:
     folder = Path(__file__).parent
     try:
         texts = {name: folder.joinpath(f"{name}.py").read_text("utf-8") for name in (*_MAKERS, *PARTS)}
-        key = "\0".join([f"{BLOCK} {SEGMENT} {PER_GROUP}", *texts.values()])
+        key = "\0".join([f"{BLOCK} {SEGMENT} {PER_SECTION}", *texts.values()])
         return load_code(key, "small_fit", _EXPORTS, make)
     except (OSError, BackendUnavailable) as error:
         _log.warning("small fits are not compiled: %s", error)
@@ -93,12 +93,12 @@ def _compiled() -> dict[str, Entry] | None:
 
 
 def fold_segments(running: NDArray[np.float64], first: int, states: NDArray[np.float64]) -> None:
-    """`core.compensated.add_in_groups` in native code, a hundredth of a second sooner for the sums of 10⁸ rows.
+    """`core.compensated.add_in_sections` in native code, a hundredth of a second sooner for the sums of 10⁸ rows.
 
     Parameters
     ----------
     running : ndarray, shape (4, size)
-        High and low sums of the group that is open, and of the groups before. Changed in place.
+        High and low sums of the section that is open, and of the sections before. Changed in place.
     first : int
         How many segments came before.
     states : ndarray, shape (2k, size)
@@ -106,9 +106,9 @@ def fold_segments(running: NDArray[np.float64], first: int, states: NDArray[np.f
     """
     entry = compiled_run()
     if entry is None:
-        add_in_groups(running, first, states)
+        add_in_sections(running, first, states)
         return
     states = np.ascontiguousarray(states)
-    groups, inside = divmod(first, PER_GROUP)
-    task = _Task(len(states) // 2, states.shape[1], address_of(states), inside, groups)
+    sections, inside = divmod(first, PER_SECTION)
+    task = _Task(len(states) // 2, states.shape[1], address_of(states), inside, sections)
     entry.call(FOLDING, ctypes.addressof(task), address_of(running))

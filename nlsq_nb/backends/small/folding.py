@@ -1,15 +1,15 @@
-"""The sums of segments, added in groups as `core.compensated.add_in_groups` does."""
+"""The sums of segments, added in sections as `core.compensated.add_in_sections` does."""
 
 from __future__ import annotations
 
 from nlsq_nb.backends.small.native import Floats, Ints, column_value, native
-from nlsq_nb.core.compensated import PER_GROUP
+from nlsq_nb.core.compensated import PER_SECTION
 
-__all__ = ["close_group", "fold", "fold_all", "fold_groups"]
+__all__ = ["close_section", "fold", "fold_all", "fold_sections"]
 
 COUNT, SIZE, STATES, BEGUN, BEFORE = range(5)
 """What `task` has: the number of segments, of sums, and the address of the high and low sums of each in turn; how many
-segments of their group, and groups, came before."""
+segments of their section, and sections, came before."""
 
 
 @native
@@ -31,8 +31,8 @@ def fold(w: Floats, state: int, part: int, size: int) -> None:
 
 
 @native
-def close_group(w: Floats, size: int, before: int) -> None:
-    """Add the group that `w` begins with to those before it, which follow; there may be none."""
+def close_section(w: Floats, size: int, before: int) -> None:
+    """Add the section that `w` begins with to those before it, which follow; there may be none."""
     for k in range(size):
         if before == 0:
             w[2 * size + k] = w[k]
@@ -42,12 +42,12 @@ def close_group(w: Floats, size: int, before: int) -> None:
 
 
 @native
-def fold_groups(task: Ints, w: Floats, begun: int, before: int) -> int:
-    """Add all segments to the high and low sums of groups; how many of the last one there are, 0 if it is complete.
+def fold_sections(task: Ints, w: Floats, begun: int, before: int) -> int:
+    """Add all segments to the high and low sums of sections; how many of the last one there are, 0 if it is complete.
 
-    `begun` segments of the group that `w` begins with are there, and groups `before` it.
+    `begun` segments of the section that `w` begins with are there, and sections `before` it.
     """
-    size, part, inside, groups = task[SIZE], 0, begun, before
+    size, part, inside, sections = task[SIZE], 0, begun, before
     for _ in range(task[COUNT]):
         for k in range(size):
             value, low = column_value(task, STATES, part + k), column_value(task, STATES, part + size + k)
@@ -58,9 +58,9 @@ def fold_groups(task: Ints, w: Floats, begun: int, before: int) -> int:
                 advance(w, k, size, value, low)
         part += 2 * size
         inside += 1
-        if inside == PER_GROUP:
-            close_group(w, size, groups)
-            groups += 1
+        if inside == PER_SECTION:
+            close_section(w, size, sections)
+            sections += 1
             inside = 0
     return inside
 
@@ -68,5 +68,5 @@ def fold_groups(task: Ints, w: Floats, begun: int, before: int) -> int:
 @native
 def fold_all(task: Ints, w: Floats) -> int:
     """Add those of all segments; always 1."""
-    fold_groups(task, w, task[BEGUN], task[BEFORE])
+    fold_sections(task, w, task[BEGUN], task[BEFORE])
     return 1

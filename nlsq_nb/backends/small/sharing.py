@@ -9,7 +9,7 @@ nothing of: they need no lock of it to begin or to end. Of a team they touch its
 
 from __future__ import annotations
 
-from nlsq_nb.backends.small.folding import close_group, fold_groups
+from nlsq_nb.backends.small.folding import close_section, fold_sections
 from nlsq_nb.backends.small.native import (
     Floats,
     Ints,
@@ -132,10 +132,10 @@ def run_posted(team: int) -> None:
 
 @native
 def add_up(plan: Ints, w: Floats, state: Floats) -> None:
-    """Add the sums of all segments; `w` is room for those of groups."""
-    size, inside = plan[SIZE], fold_groups(plan, w, 0, 0)
+    """Add the sums of all segments; `w` is room for those of sections."""
+    size, inside = plan[SIZE], fold_sections(plan, w, 0, 0)
     if inside > 0:
-        close_group(w, size, plan[SEGMENTS] - inside)
+        close_section(w, size, plan[SEGMENTS] - inside)
     for k in range(2 * size):
         state[k] = w[2 * size + k]
 
