@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from nlsq_nb.config.groups import Groups
 from nlsq_nb.core.sums import NormalSums
 from nlsq_nb.errors import StopFit, UnsupportedOption
-from nlsq_nb.events import Event, FirstPassStarted, PhaseDone, PhaseStarted, SecondOpinionFollowed
+from nlsq_nb.events import Event, FirstPassStarted, PassProgress, PhaseDone, PhaseStarted, SecondOpinionFollowed
 from nlsq_nb.findings import NOT_WARMED, covariance_found, newton_found, setup_found, warmup_found
 from nlsq_nb.multistart import best_start
 from nlsq_nb.objective import DataObjective
@@ -141,14 +141,12 @@ class Fit:
             When the model is not finite at the start.
         """
         # overflow shows as a non-finite trial, which is rejected, not as a warning
-        with np.errstate(all="ignore"), closing(self._source):
+        with np.errstate(all="ignore"), closing(self._source), self._telling():
             belonging = belonging_of(self._problem, self._options)
             resumed = resume(self._options, belonging)
             writer = writer_for(self._options, belonging)
             summary, state = self._prepare()
-            objective = objective_over(
-                self._problem, self._options, self._backend, summary.weight, self._emit
-            )
+            objective = objective_over(self._problem, self._options, self._backend, summary.weight)
             if resumed is not None:
                 state, objective.passes = resumed.state, resumed.passes
                 self.record.history.entries += resumed.history.entries
@@ -168,6 +166,15 @@ class Fit:
         if warns:
             warn_of(self._problem.model, outcome, depth=4)
         return self._result(outcome, summary, means)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Have long passes told how far they are, as long as this is entered: results keep the source."""
+        self._source.on_progress = lambda done, total, seconds: self._emit(PassProgress(done, total, seconds))
+        try:
+            yield
+        finally:
+            self._source.on_progress = None
 
     # -- the phases --------------------------------------------------------------------------
     def _prepare(self) -> tuple[DataSummary, FitState]:

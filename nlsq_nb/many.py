@@ -292,7 +292,7 @@ def _prepared(
     strategy = options.setup.strategy if options.setup.normalize else "none"
     state = setup(problem.p0, problem.bounds, model.params, linear, 0.0, strategy)
     phase = newton_phase(options, model.n_params)
-    rows = objective_over(problem, options, where, 1.0, lambda _: None).resident()
+    rows = objective_over(problem, options, where, 1.0).resident()
     if rows is None or not rows.kernel or not isinstance(phase, GaussNewton) or not is_eligible(phase, state):
         return None
     outputs = np.ascontiguousarray(y.reshape(len(y), model.n_outputs, -1), dtype=source.dtype)

@@ -22,7 +22,6 @@ from nlsq_nb.drawn import sample_of, sample_size
 from nlsq_nb.engines.spread import engine_over
 from nlsq_nb.engines.whitened import WhitenedEngine
 from nlsq_nb.errors import ConfigError
-from nlsq_nb.events import PassProgress
 from nlsq_nb.objective import DataObjective, SourcedEngine
 from nlsq_nb.phases.conjugate_gradient import ConjugateGradient
 from nlsq_nb.phases.defense import Defense, StepSizes
@@ -32,7 +31,7 @@ from nlsq_nb.phases.state import FitState
 from nlsq_nb.phases.switching import Switching
 from nlsq_nb.phases.warmup import Warmup
 from nlsq_nb.problem import Problem
-from nlsq_nb.protocols import Backend, Observer, Phase, Source
+from nlsq_nb.protocols import Backend, Phase, Source
 from nlsq_nb.scan import DataSummary, curvature_at, require_finite
 from nlsq_nb.sources.sample import ScatteredSource, batches, sample
 
@@ -184,9 +183,7 @@ def penalty_of(options: Groups, n_rows: int) -> GroupVariance | None:
     return GroupVariance(o.groups or (), o.strength, n_rows) if o.group_variance else None
 
 
-def objective_over(
-    problem: Problem, options: Groups, backend: Backend, weight: float, emit: Observer
-) -> DataObjective:
+def objective_over(problem: Problem, options: Groups, backend: Backend, weight: float) -> DataObjective:
     """The sums over all rows, and over the sample that the warm-up sees.
 
     Parameters
@@ -199,8 +196,6 @@ def objective_over(
         Where sums are computed.
     weight : float
         Σ w of all rows.
-    emit : callable
-        Receives the progress of long passes.
 
     Returns
     -------
@@ -216,9 +211,9 @@ def objective_over(
     _require_carried(problem, options, weight)
     part = sample_of(problem, options)
     if part is source:
-        return _over(problem, source, options, backend, emit, weight=weight)
-    few = partial(_over, problem, part, options, backend, emit)
-    return _over(problem, source, options, backend, emit, weight=weight, sample=few)
+        return _over(problem, source, options, backend, weight=weight)
+    few = partial(_over, problem, part, options, backend)
+    return _over(problem, source, options, backend, weight=weight, sample=few)
 
 
 def _require_carried(problem: Problem, options: Groups, weight: float) -> None:
@@ -261,12 +256,12 @@ def batch_objectives(
     """
     source = problem.source
     if problem.whitening is not None:  # rows mean nothing without the others
-        return [_over(problem, source, options, backend, lambda _: None)]
+        return [_over(problem, source, options, backend)]
     rows = min(source.n_rows, max(_GATHERED, sample_size(problem, options)))
     ranges = stratified_rows(source.n_rows, rows, options.setup.seed)
     least = max(_BATCH, _BATCH_PER_PARAMETER * problem.model.n_params)
     parts = batches(sample(source, ranges), max(1, min(wanted, rows // least)))
-    return [_over(problem, part, options, backend, lambda _: None) for part in parts]
+    return [_over(problem, part, options, backend) for part in parts]
 
 
 def check_objective(
@@ -294,7 +289,7 @@ def check_objective(
     """
     if not isinstance(rows, ScatteredSource):
         return objective.sample
-    engine = _engine_of(problem, rows, backend, lambda _: None)
+    engine = _engine_of(problem, rows, backend)
     # a start at which the model is not finite is one of many
     return DataObjective(engine, problem.model.n_params, lambda _: None, penalty=penalty_of(options, rows.n_rows))
 
@@ -304,10 +299,9 @@ def _over(
     rows: Source,
     options: Groups,
     backend: Backend,
-    emit: Observer,
     **rest: Any,
 ) -> DataObjective:
-    model, engine = problem.model, _engine_of(problem, rows, backend, emit)
+    model, engine = problem.model, _engine_of(problem, rows, backend)
     return DataObjective(
         engine,
         model.n_params,
@@ -317,11 +311,9 @@ def _over(
     )
 
 
-def _engine_of(problem: Problem, rows: Source, backend: Backend, emit: Observer) -> SourcedEngine:
+def _engine_of(problem: Problem, rows: Source, backend: Backend) -> SourcedEngine:
     """What runs the passes."""
     program = problem.model.program
     if problem.whitening is not None:
         return WhitenedEngine(program, rows, problem.whitening)
-    return engine_over(
-        backend, program, rows, lambda done, total, seconds: emit(PassProgress(done, total, seconds))
-    )
+    return engine_over(backend, program, rows)

@@ -20,6 +20,7 @@ from nlsq_nb.errors import ModelError, UnsupportedOption
 from nlsq_nb.models.inputs import as_model
 from nlsq_nb.models.opaque import JacobianRule
 from nlsq_nb.models.symbolic import Model
+from nlsq_nb.observe.progress import reading_log
 from nlsq_nb.protocols import Source
 from nlsq_nb.sources.arrays import ArraySource
 from nlsq_nb.sources.dask_arrays import DaskArrays
@@ -161,7 +162,8 @@ def _source(
         raise UnsupportedOption("x and y are in this process: engine= takes Dask arrays and HDF5 files")
     if call.source is None:
         return ArraySource(call.x, call.y, call.sigma, variables=model.x, **common)
-    reading = Reading(model.x, retries=faults.retries if faults.tolerant else 0, **common)
+    tell = reading_log(options.report.verbose)
+    reading = Reading(model.x, retries=faults.retries if faults.tolerant else 0, tell=tell, **common)
     if cluster is not None:
         if faults.tolerant and faults.min_success < 1.0:
             raise UnsupportedOption(

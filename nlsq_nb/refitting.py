@@ -102,4 +102,4 @@ class HeldFit:
 
     @cached_property
     def _objective(self) -> DataObjective:
-        return objective_over(self.problem, self.options, self.backend, self.weight, lambda _: None)
+        return objective_over(self.problem, self.options, self.backend, self.weight)

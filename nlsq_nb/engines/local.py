@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from nlsq_nb.sources.weights import total_weight
 __all__ = ["LocalEngine"]
 
 Floats = NDArray[np.float64]
-_PERIOD = 1.0  # seconds between reports of progress
 
 
 class LocalEngine:
@@ -36,8 +34,6 @@ class LocalEngine:
         From `backend.compile`.
     source : Source
         The rows; a `RetryingSource` where reading may fail.
-    on_progress : callable, optional
-        `on_progress(rows_done, n_rows, seconds)`, at most once a second, in passes that take longer.
 
     Attributes
     ----------
@@ -50,12 +46,9 @@ class LocalEngine:
         backend: Backend,
         kernel: Kernel,
         source: Source,
-        *,
-        on_progress: Callable[[int, int, float], None] | None = None,
     ) -> None:
         self._backend: Any = backend
         self._kernel = kernel
-        self._on_progress = on_progress
         self.source = source
 
     def run(self, theta: Floats, order: int) -> NormalSums:
@@ -103,14 +96,9 @@ class LocalEngine:
     def under(self, loss: Loss) -> LocalEngine:
         """The engine over the same rows with another loss; see `Engine.under`."""
         kernel = self._backend.compile(self._kernel.program, self._kernel.dtype, loss)
-        return LocalEngine(self._backend, kernel, self.source, on_progress=self._on_progress)
+        return LocalEngine(self._backend, kernel, self.source)
 
     def _chunks(self) -> Iterator[Chunk]:
         """The chunks of a pass where the kernel can read them."""
-        begin = told = time.perf_counter()
         for chunk in self.source.chunks():
             yield self._backend.put(chunk, self._kernel.dtype)
-            now = time.perf_counter()
-            if self._on_progress is not None and now - told >= _PERIOD:
-                told = now
-                self._on_progress(chunk.start + chunk.n_rows, self.source.n_rows, now - begin)

@@ -25,14 +25,13 @@ from nlsq_nb.protocols import Backend, Source
 from nlsq_nb.sources.dask_arrays import DaskArrays
 from nlsq_nb.sources.dask_blocks import DaskField
 from nlsq_nb.sources.hdf5 import HDF5Source
-from nlsq_nb.sources.retrying import Reader, RetryingSource
+from nlsq_nb.sources.retrying import Progress, Reader, RetryingSource
 from nlsq_nb.sources.rows import Reading
 from nlsq_nb.sources.stream import StreamSource
 
 __all__ = ["Cluster", "Progress", "SpreadEngine", "SpreadSource", "engine_over", "spread", "spread_rows"]
 
 Floats = NDArray[np.float64]
-Progress = Callable[[int, int, float], None]
 _PER_PART = 4  # chunks of a part, at least: the first is not read ahead
 
 
@@ -185,7 +184,7 @@ def spread(data: Any, reading: Reading, cluster: Cluster) -> Source:
         rows = BlockRows(form, tuple(columns), tuple(f.row_axis for f in fields), stream.n_rows, share)
     else:
         step = -(-min(stream.step, share) // SEGMENT) * SEGMENT
-        there = replace(reading, chunk_rows=step, resident="loop", group_weights=None)
+        there = replace(reading, chunk_rows=step, resident="loop", group_weights=None, tell=None)
         rows = FileRows(data, there, reading.group_weights is not None, stream.n_rows)
     return SpreadSource(stream, cluster, rows, fields, reading.retries)
 
@@ -203,8 +202,6 @@ class SpreadEngine:
         Around the `SpreadSource`.
     loss : Loss
         What weighs the residuals.
-    on_progress : callable, optional
-        `on_progress(rows_done, n_rows, seconds)`.
     token : str, optional
         Of the program; a new one by default.
 
@@ -221,11 +218,9 @@ class SpreadEngine:
         source: RetryingSource,
         loss: Loss = LEAST_SQUARES,
         *,
-        on_progress: Progress | None = None,
         token: str = "",
     ) -> None:
         self._job = Job("sums", backend, token or uuid.uuid4().hex, program, source.dtype.name, loss)
-        self._on_progress = on_progress
         self.source = source
 
     def run(self, theta: Floats, order: int, labels: Sequence[str] = ()) -> NormalSums:
@@ -265,14 +260,12 @@ class SpreadEngine:
     def under(self, loss: Loss) -> SpreadEngine:
         """The engine over the same rows with another loss; see `Engine.under`."""
         job = self._job
-        return SpreadEngine(
-            job.backend, job.program, self.source, loss, on_progress=self._on_progress, token=job.token
-        )
+        return SpreadEngine(job.backend, job.program, self.source, loss, token=job.token)
 
     def _pass(self, what: str, **rest: Any) -> list[Any]:
         rows = spread_rows(self.source)
         assert rows is not None
-        return rows.reduce(replace(self._job, what=what, **rest), self._on_progress)
+        return rows.reduce(replace(self._job, what=what, **rest), self.source.on_progress)
 
 
 def spread_rows(source: Source) -> SpreadSource | None:
@@ -292,9 +285,7 @@ def spread_rows(source: Source) -> SpreadSource | None:
     return inner if isinstance(inner, SpreadSource) else None
 
 
-def engine_over(
-    backend: Backend, program: AnyProgram, source: Source, on_progress: Progress | None = None
-) -> LocalEngine | SpreadEngine:
+def engine_over(backend: Backend, program: AnyProgram, source: Source) -> LocalEngine | SpreadEngine:
     """What runs the passes over a source.
 
     Parameters
@@ -305,8 +296,6 @@ def engine_over(
         What is reduced.
     source : Source
         The rows.
-    on_progress : callable, optional
-        `on_progress(rows_done, n_rows, seconds)`.
 
     Returns
     -------
@@ -314,6 +303,6 @@ def engine_over(
         The second for rows on a cluster.
     """
     if isinstance(source, RetryingSource) and spread_rows(source) is not None:
-        return SpreadEngine(backend.name, program, source, on_progress=on_progress)
-    return LocalEngine(backend, backend.compile(program, source.dtype), source, on_progress=on_progress)
+        return SpreadEngine(backend.name, program, source)
+    return LocalEngine(backend, backend.compile(program, source.dtype), source)
 

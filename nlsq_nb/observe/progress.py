@@ -31,7 +31,7 @@ from nlsq_nb.events import (
 )
 from nlsq_nb.observe.history import TITLES
 
-__all__ = ["ProgressLog"]
+__all__ = ["ProgressLog", "reading_log"]
 
 _LOGGER = logging.getLogger("nlsq_nb.fit")
 _WARMUP, _NEWTON = _ITERATIVE = 1, 2
@@ -175,6 +175,25 @@ class ProgressLog:
         if isinstance(event, PhaseDone):
             return event.number in _ITERATIVE and not (event.number == _WARMUP and self._skipped)
         return type(event) in _LINES
+
+
+def reading_log(verbose: int) -> Callable[[int, float], None] | None:
+    """What tells of rows that are read before a fit can begin: they are counted, or kept in a file.
+
+    Parameters
+    ----------
+    verbose : {0, 1, 2}
+        See `ProgressLog`.
+
+    Returns
+    -------
+    callable or None
+        `tell(rows, seconds)`; None where nothing is to be told.
+    """
+    if not verbose:
+        return None
+    log = _open_log()
+    return lambda rows, seconds: log.info("  reading: %s rows, %.1e rows/s", f"{rows:,}", rows / seconds)
 
 
 def _open_log() -> logging.Logger:

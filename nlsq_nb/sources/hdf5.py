@@ -141,7 +141,7 @@ class HDF5Source:
         if not reading.omit:
             return StreamSource(rows, form, step, reading)
         # what is kept moves up, so that it stands on the grid as if it were alone
-        kept = IteratedRows(partial(_finite, rows, form, step), form, step, reading.retries, rows.close)
+        kept = IteratedRows(partial(_finite, rows, form, step), form, step, reading, rows.close)
         return StreamSource(kept, form, step, reading)
 
     def _by_variable(self, x: list[Column], reading: Reading) -> tuple[list[Column], Column | None]:

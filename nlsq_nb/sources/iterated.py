@@ -80,7 +80,7 @@ class OneIterator:
             spool = Spool(form.dtypes, step)
             batches, self._first = chain(self._first, self._batches), []
             try:
-                spool.write(reader.columns(batches, omitted))
+                spool.write(reading.told(reader.columns(batches, omitted)))
             except OSError as error:
                 raise SourceError(
                     f"the iterator failed after {spool.n_rows} or more rows, and it can be read only once: {error}"
@@ -131,7 +131,7 @@ class FreshIterators:
         reader = BatchReader(reading, self._first())
         step = chunk_length(reading, sum(d.itemsize for d in reader.form.dtypes), _CHUNK)
         begin = partial(self._columns, reader)
-        rows = IteratedRows(begin, reader.form, step, reading.retries)
+        rows = IteratedRows(begin, reader.form, step, reading)
         return StreamSource(rows, reader.form, step, reading)
 
     def _columns(self, reader: BatchReader, omitted: list[int] | None) -> Iterator[Arrays]:
@@ -160,8 +160,8 @@ class IteratedRows:
         What the columns are.
     step : int
         Rows per chunk.
-    retries : int
-        How often counting them is begun anew.
+    reading : Reading
+        How often counting them is begun anew, and who hears of it.
     end : callable, optional
         Lets go of what the iterators read.
 
@@ -179,7 +179,7 @@ class IteratedRows:
         begin: Callable[[list[int] | None], Iterator[Arrays]],
         form: RowFormat,
         step: int,
-        retries: int,
+        reading: Reading,
         end: Callable[[], None] = lambda: None,
     ) -> None:
         self._begin = begin
@@ -187,29 +187,29 @@ class IteratedRows:
         self._step = step
         self._end = end
         try:
-            self._count_with(retries)
+            self._count_with(reading)
         except BaseException:
             end()
             raise
 
-    def _count_with(self, retries: int) -> None:
-        for attempt in range(retries + 1):
+    def _count_with(self, reading: Reading) -> None:
+        for attempt in range(reading.retries + 1):
             try:
-                self._count()
+                self._count(reading)
             except OSError as error:
-                if attempt == retries:
+                if attempt == reading.retries:
                     raise _unreadable(error) from error
             else:
                 break
         if not self.n_rows:
             raise _empty(self.n_omitted)
 
-    def _count(self) -> None:
+    def _count(self, reading: Reading) -> None:
         """One pass that remembers what every later one must give."""
         omitted: list[int] = []
         self.n_rows, self._marks = 0, []
         with closing(self.parts(omitted)) as parts:
-            for columns in parts:
+            for columns in reading.told(parts):
                 self.n_rows += len(columns[0])
                 self._marks.append(_mark(columns))
         self.n_omitted = sum(omitted)

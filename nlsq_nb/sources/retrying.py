@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,8 +15,11 @@ import numpy as np
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Source
+from nlsq_nb.sources.rows import PERIOD
 
-__all__ = ["Reader", "RetryingSource", "close"]
+__all__ = ["Progress", "Reader", "RetryingSource", "close"]
+
+Progress = Callable[[int, int, float], None]
 
 _log = logging.getLogger("nlsq_nb.sources")
 
@@ -57,6 +61,8 @@ class RetryingSource:
     ----------
     inner : Source
         The other source.
+    on_progress : callable or None
+        `on_progress(rows_done, n_rows, seconds)` is called once a second in passes that take longer.
     left_out : list of (int, (int, int))
         Chunks that are left out, each with its first row and one past its last.
     """
@@ -70,6 +76,7 @@ class RetryingSource:
         release_every: int = 10,
     ) -> None:
         self.inner = source
+        self.on_progress: Progress | None = None
         self._reader: Callable[[], Reader] | None = getattr(source, "reader", None)
         self._held: Callable[[], Sequence[Chunk] | None] | None = getattr(source, "held", None)
         self._retries = retries
@@ -126,10 +133,27 @@ class RetryingSource:
         SourceError
             Names the chunk and its rows, when it cannot be read and may not be left out.
         """
+        found = self._chunks(first, stop)
+        return found if self.on_progress is None or first or stop is not None else self._told(found)
+
+    def _chunks(self, first: int, stop: int | None) -> Iterator[Chunk]:
         held = None if self._held is None else self._held()
         if held is not None:  # nothing is read, so nothing can fail
             return iter(held if first == 0 and stop is None else held[first:stop])
         return self._read_once() if self._reader is None else self._read_all(self._reader(), first, stop)
+
+    def _told(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """The same chunks; who waits hears how far they are."""
+        begin = told = time.perf_counter()
+        try:
+            for chunk in chunks:
+                yield chunk
+                now = time.perf_counter()
+                if now - told >= PERIOD and self.on_progress is not None:
+                    told = now
+                    self.on_progress(chunk.start + chunk.n_rows, self.n_rows, now - begin)
+        finally:
+            close(chunks)
 
     def _read_all(self, reader: Reader, first: int, stop: int | None) -> Iterator[Chunk]:
         skipped = {k for k, _ in self.left_out} if self.left_out else ()

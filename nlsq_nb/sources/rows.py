@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.sources.weights import GroupIndex, GroupWeights, checked_sigma, weights_from_sigma
 
-__all__ = ["Buffers", "Reading", "RowFormat", "in_frames", "is_ready"]
+__all__ = ["PERIOD", "Buffers", "Reading", "RowFormat", "in_frames", "is_ready"]
 
 Floats = NDArray[np.float64]
 Arrays = tuple[NDArray[Any], ...]
+
+
+PERIOD = 1.0
+"""Seconds between reports of how far a reading is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class Reading:
         Weights per group; the first column of x says which group a row belongs to.
     retries : int
         How often an iterator that fails while its rows are counted is begun anew.
+    tell : callable or None
+        `tell(rows, seconds)` is called once a second while rows are counted, or kept in a file.
     """
 
     variables: tuple[str, ...]
@@ -51,6 +58,29 @@ class Reading:
     omit: bool = False
     group_weights: GroupWeights | None = None
     retries: int = 0
+    tell: Callable[[int, float], None] | None = None
+
+    def told(self, pieces: Iterable[Arrays]) -> Iterator[Arrays]:
+        """Pieces of columns as they are, while who waits hears how many rows they had.
+
+        Parameters
+        ----------
+        pieces : iterable of tuple of ndarray
+            Columns.
+
+        Yields
+        ------
+        tuple of ndarray
+            Each of them.
+        """
+        rows, begin = 0, time.perf_counter()
+        last = begin
+        for columns in pieces:
+            yield columns
+            rows, now = rows + len(columns[0]), time.perf_counter()
+            if self.tell is not None and now - last >= PERIOD:
+                last = now
+                self.tell(rows, now - begin)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from nlsq_nb import Model
 from nlsq_nb.backends import get_backend
 from nlsq_nb.core.chunk import Chunk
 from nlsq_nb.core.layout import BLOCK
-from nlsq_nb.engines import local
 from nlsq_nb.engines.local import LocalEngine
 from nlsq_nb.errors import SourceError
 from nlsq_nb.scan import summarize
@@ -34,7 +33,8 @@ BACKEND = get_backend("reference")
 def engine(source, on_progress=None, **options):
     """An engine over a source that is read with these options."""
     reading = RetryingSource(source, **options)
-    return LocalEngine(BACKEND, BACKEND.compile(MODEL.program, source.dtype), reading, on_progress=on_progress)
+    reading.on_progress = on_progress
+    return LocalEngine(BACKEND, BACKEND.compile(MODEL.program, source.dtype), reading)
 
 
 def bits(source, order=2):
@@ -259,7 +259,7 @@ def test_buffers_are_released_now_and_then(every, calls):
 # -- progress --------------------------------------------------------------------------------
 def test_progress_of_long_passes(monkeypatch):
     clock = iter(np.arange(0.0, 100.0, 0.4))
-    monkeypatch.setattr(local.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("nlsq_nb.sources.retrying.time.perf_counter", lambda: float(next(clock)))
     told = []
     engine(Tape({}), on_progress=lambda *what: told.append(what)).run(THETA, 0)
     # a reading of the clock at the beginning and after each of the six chunks

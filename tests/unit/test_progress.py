@@ -4,9 +4,11 @@ import logging
 import re
 import threading
 
+import h5py
 import numpy as np
 import pytest
 
+from nlsq_nb import HDF5Source, curve_fit
 from nlsq_nb.errors import StopFit
 from nlsq_nb.events import (
     CostGuardTripped,
@@ -295,3 +297,41 @@ def test_callback_owns_its_parameters():
     observe(warmup_step(2))
     assert kept[1].tolist() == list(THETA)
     assert kept[1].dtype == np.float64
+
+
+@pytest.mark.parametrize("kind", ["iterator", "function", "file"])
+def test_every_reading_of_a_stream_is_told(caplog, kind, monkeypatch, tmp_path):
+    """While rows are counted, or kept in a file, and in passes that come before the first phase."""
+    monkeypatch.setattr("nlsq_nb.sources.rows.PERIOD", 0.0)
+    monkeypatch.setattr("nlsq_nb.sources.retrying.PERIOD", 0.0)
+    x = np.linspace(0.0, 4.0, 600_000)
+    y = 3.0 * np.exp(-1.5 * x) + 0.5 + 0.1 * np.sin(997.0 * x)
+
+    def batches():
+        yield from zip(np.array_split(x, 3), np.array_split(y, 3), strict=True)
+
+    if kind == "file":
+        with h5py.File(tmp_path / "rows.h5", "w") as file:
+            file["x"], file["y"] = x, y
+    data = {"iterator": batches(), "function": batches, "file": HDF5Source(tmp_path / "rows.h5")}[kind]
+    options = {"p0": [1, 1, 1], "verbose": 1, "chunk_size": 200_000, "loop_strategy": "loop"}
+    with caplog.at_level(logging.INFO, logger="nlsq_nb"):
+        assert curve_fit("a*exp(-b*x) + c", data, **options).success
+    lines = [record.getMessage() for record in caplog.records]
+    begin = next(k for k, line in enumerate(lines) if line.startswith("Phase 1"))
+    assert (kind != "file") == any(re.match(r"  reading: \d+00,000 rows, ", line) for line in lines)
+    assert any(line.startswith("  pass: ") for line in lines[:begin])
+    assert not any(line.startswith("  reading") for line in lines[begin:])
+
+
+def test_a_finished_fit_tells_nothing_more(caplog, monkeypatch):
+    x = np.linspace(0.0, 4.0, 300_000)
+    y = 3.0 * np.exp(-1.5 * x) + 0.5 + 0.1 * np.sin(997.0 * x)
+    with caplog.at_level(logging.INFO, logger="nlsq_nb"):
+        result = curve_fit("a*exp(-b*x) + c", lambda: iter([(x, y)]), p0=[1, 1, 1], verbose=1)
+        assert caplog.records
+        caplog.clear()
+        monkeypatch.setattr("nlsq_nb.sources.retrying.PERIOD", 0.0)
+        assert sum(len(part) for part in result.residual_chunks()) == len(x)
+        result.profile("b")
+        assert not caplog.records
