@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hmac
 import logging
+import os
 import secrets
 import socket
 import struct
@@ -30,6 +31,7 @@ _SIZE = struct.Struct("<Q")  # before each message: its bytes
 _KEY = 32  # bytes of the secret
 _REACH = 2.0  # seconds in which a worker must be reached
 _WELCOME = 30.0  # seconds for which a worker waits to be called
+_PATIENCE = 60.0  # seconds that a message may take
 _PERIOD = 1.0  # seconds of silence after which each side looks what is the matter
 _AGAIN = 60.0  # seconds before workers that could not be reached are tried again
 _log = logging.getLogger("nlsq_nb.engines")
@@ -45,7 +47,9 @@ def _ready(line: socket.socket, context: Any, *, called: bool) -> socket.socket:
 
 
 def _send(line: socket.socket, message: bytes) -> None:
+    line.settimeout(_PATIENCE)
     line.sendall(_SIZE.pack(len(message)) + message)
+    line.settimeout(_PERIOD)
 
 
 def _received(line: socket.socket, look: Callable[[], None]) -> bytearray:
@@ -124,7 +128,6 @@ def _called(worker: str, door: tuple[int, bytes], context: Any) -> socket.socket
     try:
         line = _ready(line, context, called=False)
         line.sendall(key)
-        line.settimeout(_PERIOD)
     except BaseException:
         line.close()
         raise
@@ -133,8 +136,9 @@ def _called(worker: str, door: tuple[int, bytes], context: Any) -> socket.socket
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of a client: lines that no fit uses now, and since when its workers are out of reach."""
+    """What this process knows of a client: lines that no fit uses, and since when its workers are out of reach."""
 
+    process: int = field(default_factory=os.getpid)
     free: list[_Lines] = field(default_factory=list)
     failed: float | None = None
 
@@ -162,9 +166,7 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
     """
     pairs = list(zip(parcels, parts, strict=True))
     asked = {str(part.worker): pair for pair in pairs for part in pair[1:]}
-    for other in [some for some in _CLIENTS if some.status == "closed"]:
-        del _CLIENTS[other]
-    known = _CLIENTS.setdefault(client, _Known())
+    known = _known_of(client)
     if len(asked) < len(parts) or (known.failed is not None and time.monotonic() - known.failed < _AGAIN):
         return None
     try:
@@ -181,6 +183,17 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
         return None
     known.free.append(lines)
     return done if all(isinstance(found, list) for found in done) else None
+
+
+def _known_of(client: Any) -> _Known:
+    """What is known; of clients that have been closed nothing has to be."""
+    for other in [ref() for ref in _CLIENTS.keyrefs()]:
+        if other is not None and other.status == "closed":
+            _CLIENTS.pop(other, None)
+    known = _CLIENTS.setdefault(client, _Known())
+    if known.process != os.getpid():  # lines are the parent's
+        known = _CLIENTS[client] = _Known()
+    return known
 
 
 def _written(parcel: Parcel, part: Part) -> bytes:
