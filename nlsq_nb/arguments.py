@@ -20,6 +20,7 @@ from nlsq_nb.models.base import ModelBase
 from nlsq_nb.models.symbolic import Model
 from nlsq_nb.sources import as_source
 from nlsq_nb.sources.dask_arrays import DaskArrays, is_dask
+from nlsq_nb.sources.hdf5 import HDF5Source
 
 __all__ = ["FitCall", "read_bounds", "read_call", "read_data", "read_loss", "read_start", "rows_of", "values_in"]
 
@@ -166,6 +167,8 @@ def read_data(data: Any, sigma: Any) -> dict[str, Any]:
         When sigma is given twice.
     """
     if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        if type(data).__module__.startswith("h5py"):
+            raise SourceError(f"{data!r} is open: give the path of the file, or HDF5Source(path, x=…, y=…)")
         if isinstance(data, (np.ndarray, Mapping)) or hasattr(data, "columns"):
             raise SourceError("ydata is missing: give x and y, one (x, y), or another source of rows")
         source = as_source(data)
@@ -175,6 +178,8 @@ def read_data(data: Any, sigma: Any) -> dict[str, Any]:
     if len(data) == 3 and sigma is not None:
         raise TypeError("sigma is given twice: in the data source and as an argument")
     x, y, sigma = data[0], data[1], data[2] if len(data) == 3 else sigma
+    if isinstance(x, HDF5Source) or (callable(x) and not hasattr(x, "__array__")):
+        raise SourceError(f"xdata is a source of rows ({type(x).__name__}), which has y too: leave ydata out")
     if any(map(is_dask, (x, y, sigma))):
         return {"source": DaskArrays(x, y, sigma), "x": None, "y": None, "sigma": None}
     return {"x": x, "y": y, "sigma": sigma}

@@ -20,6 +20,7 @@ from nlsq_nb.sources.mapped import Lease, MappedFile
 __all__ = ["Field", "HDF5Fields"]
 
 _MAP_FROM = 1 << 26  # bytes of a file that is worth a map
+_NAMED = "; name the data sets by HDF5Source(path, x=…, y=…)"
 _OURS = " (a file of your own may be read by HDF5Source(path, trusted=True))"
 _CACHE = 1 << 24  # bytes of decompressed chunks that HDF5 keeps, at least two chunks
 
@@ -154,14 +155,14 @@ class HDF5Fields:
             if not reason.endswith(ABSENT):
                 break
         if reason:
-            hint = "; name the data sets by HDF5Source(path, x=…, y=…)" if reason.endswith(ABSENT) else _OURS
+            hint = _NAMED if reason.endswith((ABSENT, "is not a data set")) else _OURS
             raise SourceError(f"{self.path}: {'; '.join(missing)}{hint}")
         if self._trusted:
             reason = "" if item.dtype.kind in "fiub" else unfit(item)
         else:
             reason = unfit(item) or misdeed(item, file_bytes)
         if reason:
-            hint = "" if self._trusted else _OURS
+            hint = "" if self._trusted or item.dtype.kind not in "fiub" else _OURS
             raise SourceError(f"{self.path}: data set {item.name} is refused: {reason}{hint}")
         item = _with_cache(item)
         self._sets.append(item)

@@ -12,6 +12,7 @@ import functools
 import time
 import warnings
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +25,7 @@ from nlsq_nb import (
     CovarianceWarning,
     DataError,
     FitResult,
+    HDF5Source,
     HybridStreamingConfig,
     Model,
     ModelError,
@@ -137,10 +139,17 @@ def bounded(call):
     return result
 
 
+def opened_file():
+    return h5py.File("rows.h5", "w", driver="core", backing_store=False)
+
+
 REFUSED = {
     "x missing": (lambda: fit(DECAY, None, Y, P0), DataError, "xdata is missing"),
     "y missing": (lambda: fit(DECAY, X, None, P0), SourceError, "ydata is missing"),
     "y forgotten": (lambda: curve_fit(DECAY, X), SourceError, "ydata is missing"),
+    "x a file and y": (lambda: fit(DECAY, HDF5Source("a.h5"), Y, P0), SourceError, "HDF5Source.*leave ydata out"),
+    "x a function and y": (lambda: fit(DECAY, opened_file, Y, P0), SourceError, "function.*leave ydata out"),
+    "x an open file": (lambda: curve_fit(DECAY, opened_file()), SourceError, "is open: give the path"),
     "x is a name": (lambda: fit(DECAY, "abc", Y, P0), DataError, "xdata has dtype <U3"),
     "y is a file name": (lambda: fit(DECAY, X, "data.csv", P0), DataError, "ydata has dtype <U8"),
     "y of bytes": (lambda: fit(DECAY, X, b"abc", P0), DataError, r"ydata has dtype \|S3"),
