@@ -222,17 +222,19 @@ def resume(options: Groups, belonging: Belonging) -> Resumed | None:
 
 def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
     """Digests of data, model and configuration; reads all rows."""
-    data = hashlib.sha256()
+    columns: list[Any] = []  # a digest for each: they do not depend on how the rows are cut
     for rows in problem.source.chunks():
         chunk = rows.host()
-        for column in (*chunk.x, *chunk.y, *(chunk.w or ())):
-            data.update(str(column.dtype).encode())
-            data.update(column.data)
+        given = (*chunk.x, *chunk.y, *(chunk.w or ()))
+        columns = columns or [hashlib.sha256(str(column.dtype).encode()) for column in given]
+        for digest, column in zip(columns, given, strict=True):
+            digest.update(column.data)
+    data = hashlib.sha256(b"".join(digest.digest() for digest in columns))
     if problem.whitening is not None:
         data.update(np.ascontiguousarray(problem.whitening.lower.T).data)
-    # any number of threads gives the same bits
+    # any number of threads gives the same bits, and so do any chunks
     settings = repr([
-        replace(options.data, n_threads=None) if group.name == "data" else getattr(options, group.name)
+        replace(options.data, n_threads=None, chunk_rows=1, loop="auto", release_every=1) if group.name == "data" else getattr(options, group.name)
         for group in fields(options)
         if group.name not in _INDIFFERENT
     ])

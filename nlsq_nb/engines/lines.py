@@ -12,6 +12,7 @@ import hmac
 import logging
 import os
 import secrets
+import selectors
 import socket
 import struct
 import threading
@@ -19,6 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nlsq_nb.engines.parts import OpenPart
@@ -33,6 +35,8 @@ _REACH = 2.0  # seconds in which a worker must be reached
 _WELCOME = 30.0  # seconds for which a worker waits to be called
 _PATIENCE = 60.0  # seconds that a message may take
 _PERIOD = 1.0  # seconds of silence after which each side looks what is the matter
+_IDLE = 60.0  # seconds of silence after which a line is given up
+_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}  # the last in ms
 _AGAIN = 60.0  # seconds before workers that could not be reached are tried again
 _log = logging.getLogger("nlsq_nb.engines")
 
@@ -42,6 +46,9 @@ def _ready(line: socket.socket, context: Any, *, called: bool) -> socket.socket:
     """For messages that are answered at once, and encrypted where the cluster is."""
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _ALIVE.items():
+        if hasattr(socket, name):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     line.settimeout(_REACH)
     return line if context is None else context.wrap_socket(line, server_side=called)
 
@@ -81,10 +88,21 @@ class _Lines:
     def __init__(self, client: Any) -> None:
         self._client = weakref.ref(client)
         self._open: dict[str, socket.socket] = {}
-        self.close = weakref.finalize(self, _close, self._open)
+        self._used = time.monotonic()
+        self.close = weakref.finalize(self, _close, self._open, os.getpid())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the workers may hang up any moment."""
+        return time.monotonic() - self._used > _IDLE / 2
 
     def connect(self, workers: Collection[str]) -> bool:
-        """See that there is one to each of these; False where a worker has gone or does not listen."""
+        """See that there is one to each of these and no other; False where a worker has gone.
+
+        Raises OSError where one cannot be reached.
+        """
+        for worker in self._open.keys() - set(workers):
+            self._open.pop(worker).close()
         wanted = [worker for worker in workers if worker not in self._open]
         if not wanted:
             return True
@@ -92,8 +110,11 @@ class _Lines:
         assert client is not None
         # to all that are there: the scheduler tries for half a minute to speak to one that has just gone
         doors = client.run(_listen, wanted, on_error="return")
-        if not all(isinstance(doors.get(worker), tuple) for worker in wanted):
+        if any(worker not in doors for worker in wanted):
             return False
+        for worker in wanted:
+            if not isinstance(doors[worker], tuple):
+                raise OSError(f"{worker} cannot listen: {doors[worker]}")
         context = client.security.get_connection_args("client").get("ssl_context")
         for worker in wanted:
             self._open[worker] = _called(worker, doors[worker], context)
@@ -103,20 +124,36 @@ class _Lines:
         """To a worker that has a line."""
         _send(self._open[worker], message)
 
-    def received(self, worker: str) -> bytearray:
-        """Its answer; raises OSError or EOFError where there will be none."""
+    def received(self) -> dict[str, bytearray]:
+        """The answers of all, in the order in which they come; raises OSError or EOFError where there will be none."""
+        found: dict[str, bytearray] = {}
+        with selectors.DefaultSelector() as waiting:
+            for worker, line in self._open.items():
+                waiting.register(line, selectors.EVENT_READ, worker)
+            while waiting.get_map():
+                ready = waiting.select(_PERIOD)
+                if not ready:
+                    self._look(waiting)
+                for key, _ in ready:
+                    found[key.data] = _received(self._open[key.data], partial(self._look, waiting))
+                    waiting.unregister(key.fileobj)
+        self._used = time.monotonic()
+        return found
 
-        def look() -> None:
-            client = self._client()
-            if client is None or worker not in client.nthreads():
-                raise EOFError(f"{worker} has gone")
+    def _look(self, waiting: selectors.BaseSelector) -> None:
+        client = self._client()
+        there = () if client is None else client.nthreads()
+        for key in waiting.get_map().values():
+            if key.data not in there:
+                raise EOFError(f"{key.data} has gone")
 
-        return _received(self._open[worker], look)
 
-
-def _close(lines: dict[str, socket.socket]) -> None:
+def _close(lines: dict[str, socket.socket], process: int) -> None:
     while lines:
-        lines.popitem()[1].close()
+        _, line = lines.popitem()
+        with contextlib.suppress(OSError), line:
+            if process == os.getpid():  # else it is the parent's, who goes on
+                line.shutdown(socket.SHUT_RDWR)
 
 
 def _called(worker: str, door: tuple[int, bytes], context: Any) -> socket.socket:
@@ -144,6 +181,7 @@ class _Known:
 
 
 _CLIENTS: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()  # around changes to it; who holds it waits for nobody
 
 
 def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[list[Any]] | None:
@@ -166,7 +204,8 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
     """
     pairs = list(zip(parcels, parts, strict=True))
     asked = {str(part.worker): pair for pair in pairs for part in pair[1:]}
-    known = _known_of(client)
+    with _LOCK:
+        known = _known_of(client)
     if len(asked) < len(parts) or (known.failed is not None and time.monotonic() - known.failed < _AGAIN):
         return None
     try:
@@ -187,8 +226,9 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
 
 def _known_of(client: Any) -> _Known:
     """What is known; of clients that have been closed nothing has to be."""
-    for other in [ref() for ref in _CLIENTS.keyrefs()]:
-        if other is not None and other.status == "closed":
+    for other, of in list(_CLIENTS.items()):
+        of.free[:] = [lines for lines in of.free if not lines.is_stale]
+        if other.status == "closed":
             _CLIENTS.pop(other, None)
     known = _CLIENTS.setdefault(client, _Known())
     if known.process != os.getpid():  # lines are the parent's
@@ -218,22 +258,26 @@ def _answers(lines: _Lines, messages: Mapping[str, bytes], known: _Known) -> lis
     try:
         for worker, message in messages.items():
             lines.send(worker, message)
-        return [loads(lines.received(worker)) for worker in messages]
+        found = lines.received()
+        return [loads(found[worker]) for worker in messages]
     except (OSError, EOFError) as error:
         _log.debug("a pass without tasks failed: %s", error)
         return None
 
 
 # -- on the workers ------------------------------------------------------------------------------
-async def _listen(asked: Collection[str], dask_worker: Any) -> tuple[int, bytes] | None:
+async def _listen(asked: Collection[str], dask_worker: Any) -> tuple[int, bytes] | str:
     """Wait for one caller, who is answered as long as the line holds; the port, and the secret that it has to show."""
     if dask_worker.address not in asked:
-        return None
+        return "nobody has asked"
     from distributed.comm import get_address_host
 
     host, key = get_address_host(dask_worker.address), secrets.token_bytes(_KEY)
     context = dask_worker.security.get_listen_args("worker").get("ssl_context")
-    door = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1)
+    try:
+        door = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1)
+    except OSError as error:  # its address is not one of its machine
+        return str(error)
     seat = _Seat(dask_worker, asyncio.get_running_loop())
     threading.Thread(target=_serve, args=(door, key, context, seat), name="nlsq_nb-line", daemon=True).start()
     return door.getsockname()[1], key
@@ -250,7 +294,7 @@ def _serve(door: socket.socket, key: bytes, context: Any, seat: _Seat) -> None:
                 return
             line.settimeout(_PERIOD)
             while True:
-                _send(line, seat.answer(_received(line, seat.rest)))
+                _send(line, seat.answer(_received(line, seat.wait)))
     seat.rest()
 
 
@@ -262,11 +306,13 @@ class _Seat:
         self._loop = loop
         self._lasting = b""  # what the open part was made of
         self._part: OpenPart | None = None
+        self._silence = 0.0
 
     def answer(self, message: bytearray) -> bytes:
         """What came of the part that is called for; pickled None where it could not be done."""
         from distributed.protocol.pickle import dumps, loads
 
+        self._silence = 0.0
         try:
             lasting, job = loads(message)
             return dumps(outcome(self._opened(lasting), loads(job), self._worker.address))  # type: ignore[no-any-return]
@@ -274,8 +320,15 @@ class _Seat:
             _log.debug("a part is left to a task: %s", error)
             return dumps(None)  # type: ignore[no-any-return]
 
+    def wait(self) -> None:
+        """Nobody has called for a moment."""
+        self.rest()
+        self._silence += _PERIOD
+        if self._silence >= _IDLE:
+            raise EOFError
+
     def rest(self) -> None:
-        """Let go of blocks and files, as no pass follows at once."""
+        """Let go of blocks, as no pass follows at once."""
         part, self._part = self._part, None
         if part is not None:
             part.close()

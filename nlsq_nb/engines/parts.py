@@ -5,11 +5,13 @@ Nothing here knows Dask: MPI, or anything else that calls a function elsewhere, 
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,8 +40,10 @@ Floats = NDArray[np.float64]
 Span = tuple[int, int]
 """First of consecutive steps, and one past the last."""
 
-_KNOWN = 64  # programs that a process remembers
+_KNOWN = 64  # programs, and files of fits, that a process remembers
 _PROGRAMS: OrderedDict[str, AnyProgram] = OrderedDict()
+_STATES: OrderedDict[tuple[str, str], tuple[int, ...]] = OrderedDict()
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,10 @@ class PartRows(Protocol):
     """How a worker gets at its rows."""
 
     @property
+    def lasts(self) -> bool:
+        """Whether what was opened in one pass is good for the next."""
+
+    @property
     def step(self) -> int:
         """Rows of what spans count, whole segments."""
 
@@ -123,12 +131,20 @@ class FileRows:
         Whether there are some.
     n_rows : int
         Rows that it has where the fit was begun.
+    fit : str
+        Stands for the fit, in which the file must stay what it is.
     """
 
     file: HDF5Source
     reading: Reading
     grouped: bool
     n_rows: int
+    fit: str = ""
+
+    @property
+    def lasts(self) -> bool:
+        """No: others may write to the file, or put another in its place; see `PartRows.lasts`."""
+        return False
 
     @property
     def step(self) -> int:
@@ -139,12 +155,27 @@ class FileRows:
         self, groups: Floats | None, pieces: Sequence[list[Piece]], retries: int  # noqa: ARG002 - protocol
     ) -> RetryingSource:
         """Open the file anew; see `PartRows.open`."""
+        self._require_same()
         weights = GroupWeights(groups) if self.grouped else None
         found = self.file.open(replace(self.reading, group_weights=weights))
         if found.n_rows != self.n_rows:
             found.close()
             raise SourceError(f"{self.file.path} has {found.n_rows} rows there and {self.n_rows} here")
         return RetryingSource(found, retries=retries)
+
+    def _require_same(self) -> None:
+        """See that the file is the one that was first opened here for this fit: by its path it may be another."""
+        try:
+            now = Path(self.file.path).stat()
+        except OSError:
+            return  # which opening it says better
+        state = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
+        with _LOCK:
+            seen = _STATES.setdefault((self.fit, str(self.file.path)), state)
+            if len(_STATES) > _KNOWN:
+                _STATES.popitem(last=False)
+        if self.fit and seen != state:
+            raise SourceError(f"{self.file.path} was changed while it was being fitted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +201,11 @@ class BlockRows:
     row_axes: tuple[int, ...]
     n_rows: int
     longest: int
+
+    @property
+    def lasts(self) -> bool:
+        """Yes: a block stays what it is; see `PartRows.lasts`."""
+        return True
 
     @property
     def step(self) -> int:
@@ -220,10 +256,12 @@ class OpenPart:
             self.close()
             raise
         finally:
+            if not self._rows.lasts:
+                self.close()
             backend.release()
 
     def _opened(self, job: Job) -> _Opened:
-        if self._source is None or job.groups is not None:  # these are another's in every pass
+        if self._source is None or job.groups is not None:  # groups are others in every pass
             self.close()
             self._source = self._rows.open(job.groups, self._pieces, job.retries)
         return self._source
@@ -288,10 +326,11 @@ def reduce_part(
 
 def _known(job: Job) -> AnyProgram:
     """The program, one object for all passes: kernels of Python functions are known by these."""
-    program = _PROGRAMS.setdefault(job.token, job.program)
-    _PROGRAMS.move_to_end(job.token)
-    if len(_PROGRAMS) > _KNOWN:
-        _PROGRAMS.popitem(last=False)
+    with _LOCK:
+        program = _PROGRAMS.setdefault(job.token, job.program)
+        _PROGRAMS.move_to_end(job.token)
+        if len(_PROGRAMS) > _KNOWN:
+            _PROGRAMS.popitem(last=False)
     return program
 
 

@@ -185,7 +185,7 @@ def spread(data: Any, reading: Reading, cluster: Cluster) -> Source:
     else:
         step = -(-min(stream.step, share) // SEGMENT) * SEGMENT
         there = replace(reading, chunk_rows=step, resident="loop", group_weights=None, tell=None)
-        rows = FileRows(data, there, reading.group_weights is not None, stream.n_rows)
+        rows = FileRows(data, there, reading.group_weights is not None, stream.n_rows, uuid.uuid4().hex)
     return SpreadSource(stream, cluster, rows, fields, reading.retries)
 
 

@@ -26,6 +26,7 @@ __all__ = ["FreshIterators", "OneIterator"]
 Floats = NDArray[np.float64]
 Arrays = tuple[NDArray[Any], ...]
 _CHUNK = 1 << 24  # bytes of a chunk
+_BEGUN = 3  # times that a function is called for its first row, before a fit has options
 _EVERY = 64  # rows, one of which goes into the fingerprint of a chunk
 
 
@@ -140,12 +141,15 @@ class FreshIterators:
             yield from reader.columns(batches, omitted)
 
     def _first(self) -> Any:
-        try:
-            batches = _iterator(self._begin)
-            with _ended(batches):
-                return _one(batches)[0]
-        except OSError as error:
-            raise _unreadable(error) from error
+        for attempt in range(_BEGUN):
+            try:
+                batches = _iterator(self._begin)
+                with _ended(batches):
+                    return _one(batches)[0]
+            except OSError as error:
+                if attempt == _BEGUN - 1:
+                    raise _unreadable(error) from error
+        raise AssertionError
 
 
 class IteratedRows:

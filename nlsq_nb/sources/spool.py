@@ -152,8 +152,12 @@ class Spool:
 
 
 def _without_room(error: OSError, rows: int) -> SourceError:
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:  # there is none that can be written to
+        folder = "any folder"
     return SourceError(
-        f"the rows of an iterator are kept in a temporary file in {tempfile.gettempdir()}, which failed after "
+        f"the rows of an iterator are kept in a temporary file in {folder}, which failed after "
         f"{rows} rows: {error}; set TMPDIR to a folder with more room, or give a function that returns a "
         "fresh iterator, which needs no file"
     )

@@ -504,3 +504,29 @@ def test_large_arrays_take_no_more_memory_than_their_bytes():
     back = unpack(pack(to_tree([array, array])))
     assert sum(a.nbytes for a in back) == 2 * array.nbytes
     assert back[0].base is None
+
+
+CHUNKS = {"chunk_size": 4096, "loop_strategy": "loop"}
+
+
+@pytest.mark.parametrize("how", [CHUNKS, {"gc_chunk_interval": 3}, "file", "batches"])
+def test_a_fit_goes_on_from_the_same_rows_however_they_are_read(tmp_path, how):
+    """On a node with less memory, or from another source: its bits do not depend on that."""
+    x = np.linspace(0.0, 4.0, 50_000)
+    y = 3.0 * np.exp(-1.5 * x) + 0.5 + 0.1 * np.sin(997.0 * x)
+    options = {"p0": [1, 1, 1], "callback_frequency": 1, "callback": lambda *_: None}
+    model, folder = "a*exp(-b*x) + c", tmp_path / "kept"
+    whole = curve_fit(model, x, y, checkpoint_dir=folder, checkpoint_frequency=1, **options)
+    given, rest = (x, y), how if isinstance(how, dict) else {}
+    if how == "file":
+        with h5py.File(tmp_path / "rows.h5", "w") as file:
+            file["x"], file["y"] = x, y
+        given = (tmp_path / "rows.h5",)
+    elif how == "batches":
+        given = (lambda: zip(np.array_split(x, 7), np.array_split(y, 7), strict=True),)
+    first = min(folder.glob("checkpoint_phase*.h5"))
+    found = curve_fit(model, *given, resume_from_checkpoint=first, **options, **rest)
+    assert found.popt.tobytes() == whole.popt.tobytes()
+    assert found.pcov.tobytes() == whole.pcov.tobytes()
+    with pytest.raises(CheckpointError, match="other data"):
+        curve_fit(model, x, y + 1e-9, resume_from_checkpoint=first, **options)

@@ -354,6 +354,50 @@ def test_blocks_that_fail_once_are_computed_again(client, expected, where, tmp_p
         curve_fit(MODEL, x, y, engine=engine, max_retries_per_batch=0, **START)
 
 
+def rewritten(path, shift):
+    """Another file under the name of one."""
+    other = path.with_suffix(".new")
+    x, y = made(0, N).T
+    with h5py.File(other, "w") as file:
+        file["x"], file["y"] = x, y + shift
+    other.replace(path)
+
+
+def test_a_file_that_is_replaced_between_fits_is_read_anew(client, tmp_path):
+    path = tmp_path / "rows.h5"
+    for shift in (0.0, 1.0, 2.0):
+        rewritten(path, shift)
+        found = curve_fit(MODEL, HDF5Source(path), engine=client, **START)
+        assert found.popt[2] == pytest.approx(0.5 + shift, abs=1e-3)
+        with h5py.File(path, "r+") as file:  # nobody holds it
+            assert file["x"].shape == (N,)
+
+
+def test_a_file_that_is_replaced_in_mid_fit_ends_it(client, tmp_path):
+    path, steps = tmp_path / "rows.h5", []
+    rewritten(path, 0.0)
+
+    def replace(*_):
+        if not steps:
+            rewritten(path, 1.0)
+        steps.append(1)
+
+    with pytest.raises(SourceError, match="was changed while it was being fitted"):
+        curve_fit(MODEL, HDF5Source(path), engine=client, callback=replace, callback_frequency=1, **START)
+
+
+def test_nobody_is_asked_for_blocks_that_others_hold(client, expected, monkeypatch):
+    x, y = arrays()
+    first, second = sorted(client.nthreads())
+    held = client.persist(x, workers=[first]), client.persist(y, workers=[second])
+    with client.as_current():
+        distributed.wait(held)
+    asked, plain = [], dask.ask
+    monkeypatch.setattr(dask, "ask", lambda *given: asked.append(plain(*given)) or asked[-1])
+    assert bits(curve_fit(MODEL, *held, engine=client, **START)) == expected
+    assert all(found is not None for found in asked[1:])
+
+
 def test_results_outlive_their_client_where_they_can(client, path):
     x, y = made(0, N).T
     local = curve_fit(MODEL, x, y, **START)

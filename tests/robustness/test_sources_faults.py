@@ -142,6 +142,25 @@ def test_an_iterator_that_fails_is_begun_anew():
     assert next(starts) > 4
 
 
+@pytest.mark.parametrize("k", [None, 0])
+def test_an_iterator_that_fails_at_the_very_first_row_is_begun_anew(k):
+    starts = itertools.count()
+
+    def rows(number):
+        for at, batch in enumerate(batches()):
+            if at == k and number < 2:
+                raise OSError(errno.EIO, "torn tape")
+            yield batch
+
+    def begin():
+        number = next(starts)
+        if k is None and number < 2:
+            raise OSError(errno.EIO, "no tape")
+        return rows(number)
+
+    assert bits(curve_fit(MODEL, begin, p0=P0, **STREAM)) == expected()
+
+
 def test_an_iterator_that_keeps_failing_is_named():
     starts = itertools.count()
 
@@ -336,6 +355,16 @@ def test_an_iterator_of_other_random_numbers():
 
 
 # -- the temporary file --------------------------------------------------------------------------
+def test_no_folder_for_it_is_named(monkeypatch):
+    def nowhere(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", nowhere)
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(SourceError, match=r"No usable temporary directory.*TMPDIR.*give a function"):
+        curve_fit(MODEL, batches(), p0=P0, **STREAM)
+
+
 def test_a_full_disk_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     made = tempfile.TemporaryFile

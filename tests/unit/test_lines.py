@@ -24,6 +24,7 @@ class Rows:
     """Rows that tell when they are opened and closed."""
 
     step = 16_384
+    lasts = True
     told: ClassVar = []
 
     def open(self, groups, pieces, retries):
@@ -67,7 +68,7 @@ def answer(found):
 
 
 def job(theta):
-    return Job("sums", "reference", "t", MODEL.program, "float64", LEAST_SQUARES, np.array([theta]))
+    return Job("sums", "reference", "of test_lines", MODEL.program, "float64", LEAST_SQUARES, np.array([theta]))
 
 
 @pytest.mark.parametrize("shown", [b"x" * 32, b"short", b""])
