@@ -233,8 +233,9 @@ def _fingerprint(problem: Problem, options: Groups) -> dict[str, str]:
     if problem.whitening is not None:
         data.update(np.ascontiguousarray(problem.whitening.lower.T).data)
     # any number of threads gives the same bits, and so do any chunks
+    data_options = replace(options.data, n_threads=None, chunk_rows=1, loop="auto", release_every=1)
     settings = repr([
-        replace(options.data, n_threads=None, chunk_rows=1, loop="auto", release_every=1) if group.name == "data" else getattr(options, group.name)
+        data_options if group.name == "data" else getattr(options, group.name)
         for group in fields(options)
         if group.name not in _INDIFFERENT
     ])
