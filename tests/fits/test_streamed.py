@@ -82,9 +82,7 @@ def test_reading_in_place_changes_no_bit(makers, expected, monkeypatch):
 
 
 def test_long_passes_of_streams_tell_their_progress(makers, caplog, monkeypatch):
-    from nlsq_nb.engines import local
-
-    monkeypatch.setattr(local, "_PERIOD", 0.0)
+    monkeypatch.setattr("nlsq_nb.sources.retrying.PERIOD", 0.0)
     with caplog.at_level("INFO", logger="nlsq_nb.fit"):
         curve_fit(MODEL, makers["packed"](), p0=P0, chunk_size=65_536, loop_strategy="loop", verbose=1)
     lines = [record.getMessage() for record in caplog.records if "rows/s" in record.getMessage()]
