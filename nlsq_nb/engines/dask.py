@@ -127,7 +127,7 @@ class DaskCluster:
     client: Any
     _unfit: set[str] = field(default_factory=set)
     _seen: tuple[float, list[str]] | None = None
-    _shown: float = field(default_factory=time.monotonic)
+    _failures: int = 0  # passes in turn that messages could not do: rows or blocks that tasks bring come with the first
     _placed: _Placed | None = None
     _delayed: tuple[Sequence[DaskField], list[list[Any]]] | None = None
 
@@ -163,10 +163,10 @@ class DaskCluster:
                 retries=job.retries if part.blocks else 0,  # of blocks; what a part raises is returned
             )
 
-        if per_worker == 1 and all(part.worker is not None and part.is_placed for part in parts):
+        if per_worker == 1 and self._failures < _ATTEMPTS - 1 and all(part.worker is not None for part in parts):
             found = ask(self.client, [Parcel(job, rows, 1, part.starts) for part in parts], parts)
+            self._failures = 0 if found is not None else self._failures + 1
             if found is not None:
-                self._show_life()
                 return _in_order(parts, found)
             self._seen = None
         futures = [submit(part, None) for part in parts]
@@ -186,13 +186,6 @@ class DaskCluster:
                 self.client.cancel(futures)
             raise
         return _in_order(parts, done)
-
-    def _show_life(self) -> None:
-        """Have the scheduler see now and then that the cluster is not idle: it may end one that is."""
-        now = time.monotonic()
-        if now - self._shown > _FRESH:
-            self._shown = now
-            self.client.submit(int, pure=False)
 
     # -- parts -------------------------------------------------------------------------------
     def _workers(self) -> list[str]:
@@ -261,16 +254,13 @@ class DaskCluster:
         parts = []
         for worker, mine in of_worker.items():
             for run in in_turn(mine, per_worker):
-                starts, blocks, is_placed = [], [], True
+                starts, blocks = [], []
                 for of, some in zip(fields, held, strict=True):
                     given = given_to(run, of.edges)
                     pairs = [self._piece(of, g, *some[g.block], worker) for g in given]
                     starts.append(tuple(first for first, _ in pairs))
                     blocks += [block for _, block in pairs]
-                    holders = [some[g.block][1] for g in given]
-                    whole = (at for at, (first, _) in zip(holders, pairs, strict=True) if isinstance(first, int))
-                    is_placed = is_placed and all(worker in at for at in whole)
-                parts.append(Part(run, worker, tuple(starts), tuple(blocks), is_placed))
+                parts.append(Part(run, worker, tuple(starts), tuple(blocks)))
         return parts
 
     def _piece(

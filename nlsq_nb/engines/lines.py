@@ -178,6 +178,7 @@ class _Known:
     process: int = field(default_factory=os.getpid)
     free: list[_Lines] = field(default_factory=list)
     failed: float | None = None
+    shown: float = 0.0
 
 
 _CLIENTS: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
@@ -221,6 +222,9 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
         lines.close()
         return None
     known.free.append(lines)
+    if time.monotonic() - known.shown > _PERIOD:  # the scheduler may end a cluster that it takes for idle
+        known.shown = time.monotonic()
+        client.submit(int, pure=False)
     return done if all(isinstance(found, list) for found in done) else None
 
 

@@ -31,15 +31,12 @@ class Part:
     starts, blocks : tuple
         Of rows in blocks: for each field the first rows of its blocks, or of slices of a block, and all
         of these in turn.
-    is_placed : bool
-        Whether these are where the worker is, or will be.
     """
 
     spans: tuple[Span, ...]
     worker: str | None = None
     starts: Starts = ()
     blocks: tuple[Any, ...] = ()
-    is_placed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
