@@ -104,30 +104,30 @@ def main() -> None:
         for engine in engines.values():
             engine.run(THETA, 2)
         times: dict[str, list[float]] = {name: [] for name in engines}
-        beside: dict[str, list[float]] = {name: [] for name in engines}
+        shares: dict[str, list[float]] = {name: [] for name in engines}
         client.run(own_seconds)
         for _ in range(options.repeat):
             for name, engine in engines.items():
                 times[name] += seconds(lambda engine=engine: engine.run(THETA, 2), 1)
-                slowest = max(chain(*client.run(own_seconds).values()), default=times[name][-1])
-                beside[name].append(times[name][-1] / slowest)
+                own = list(chain(*client.run(own_seconds).values()))
+                shares[name] += [times[name][-1] / max(own)] if own else []
         rows = report.rows["dask"] = []
         for name, some in times.items():
             share = ratio(times, name, ARRAYS if name in {ARRAYS, HELD} else FILE)
             row = {"pass": name, "seconds": statistics.median(some), "least": min(some), "ratio": share}
-            rows.append(row | {"of own": statistics.median(beside[name])})
+            rows.append(row | {"of part": statistics.median(shares[name]) if shares[name] else None})
         victim = next(iter(client.run(os.getpid).values()))
         os.kill(victim, signal.SIGKILL)
         (late,) = seconds(lambda: engines["file, cluster"].run(THETA, 2), 1)
         name = "file, cluster, a worker killed before"
         row = {"pass": name, "seconds": late, "least": late, "ratio": late / statistics.median(times[FILE])}
-        rows.append(row | {"of own": 1.0})
+        rows.append(row | {"of part": None})
     report.table(
         "dask",
         ("a pass", "seconds, median", "least", "of the same rows in this process", "of the slowest worker's part"),
         (
             (r["pass"], f"{r['seconds']:.3f}", f"{r['least']:.3f}", f"{r['ratio']:.2f}",
-             f"{r['of own']:.2f}" if r["of own"] != 1.0 else "")
+             "" if r["of part"] is None else f"{r['of part']:.2f}")
             for r in rows
         ),
     )

@@ -182,7 +182,7 @@ class _Known:
 
 
 _CLIENTS: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()  # around changes to it; who holds it waits for nobody
+_LOCK = threading.RLock()  # around changes to it and to free lines; the handler of a signal may fit meanwhile
 
 
 def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[list[Any]] | None:
@@ -207,12 +207,9 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
     asked = {str(part.worker): pair for pair in pairs for part in pair[1:]}
     with _LOCK:
         known = _known_of(client)
-    if len(asked) < len(parts) or (known.failed is not None and time.monotonic() - known.failed < _AGAIN):
-        return None
-    try:
-        lines = known.free.pop()
-    except IndexError:
-        lines = _Lines(client)
+        if len(asked) < len(parts) or (known.failed is not None and time.monotonic() - known.failed < _AGAIN):
+            return None
+        lines = known.free.pop() if known.free else _Lines(client)
     try:
         done = _answers(lines, {worker: _written(*pair) for worker, pair in asked.items()}, known)
     except BaseException:
@@ -221,7 +218,8 @@ def ask(client: Any, parcels: Sequence[Parcel], parts: Sequence[Part]) -> list[l
     if done is None:
         lines.close()
         return None
-    known.free.append(lines)
+    with _LOCK:
+        known.free.append(lines)
     if time.monotonic() - known.shown > _PERIOD:  # the scheduler may end a cluster that it takes for idle
         known.shown = time.monotonic()
         client.submit(int, pure=False)

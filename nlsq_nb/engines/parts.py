@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +28,7 @@ from nlsq_nb.errors import SourceError
 from nlsq_nb.protocols import Backend, Kernel
 from nlsq_nb.sources.ahead import Column
 from nlsq_nb.sources.hdf5 import HDF5Source
+from nlsq_nb.sources.hdf5_file import changed, state_of
 from nlsq_nb.sources.pieces import Piece, PiecesSource
 from nlsq_nb.sources.retrying import RetryingSource
 from nlsq_nb.sources.rows import Reading, RowFormat
@@ -42,7 +42,7 @@ Span = tuple[int, int]
 
 _KNOWN = 64  # programs, and files of fits, that a process remembers
 _PROGRAMS: OrderedDict[str, AnyProgram] = OrderedDict()
-_STATES: OrderedDict[tuple[str, str], tuple[int, ...]] = OrderedDict()
+_STATES: OrderedDict[str, tuple[int, ...]] = OrderedDict()
 _LOCK = threading.Lock()
 
 
@@ -139,7 +139,7 @@ class FileRows:
     reading: Reading
     grouped: bool
     n_rows: int
-    fit: str = ""
+    fit: str
 
     @property
     def lasts(self) -> bool:
@@ -166,16 +166,15 @@ class FileRows:
     def _require_same(self) -> None:
         """See that the file is the one that was first opened here for this fit: by its path it may be another."""
         try:
-            now = Path(self.file.path).stat()
+            state = state_of(str(self.file.path))
         except OSError:
             return  # which opening it says better
-        state = now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
         with _LOCK:
-            seen = _STATES.setdefault((self.fit, str(self.file.path)), state)
+            seen = _STATES.setdefault(self.fit, state)
             if len(_STATES) > _KNOWN:
                 _STATES.popitem(last=False)
-        if self.fit and seen != state:
-            raise SourceError(f"{self.file.path} was changed while it was being fitted")
+        if seen != state:
+            raise changed(str(self.file.path))
 
 
 @dataclass(frozen=True, slots=True)

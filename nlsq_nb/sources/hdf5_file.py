@@ -17,7 +17,7 @@ from nlsq_nb.sources.ahead import Rooms
 from nlsq_nb.sources.hdf5_checks import ABSENT, BROKEN, find, misdeed, unfit
 from nlsq_nb.sources.mapped import Lease, MappedFile
 
-__all__ = ["Field", "HDF5Fields"]
+__all__ = ["Field", "HDF5Fields", "changed", "state_of"]
 
 _MAP_FROM = 1 << 26  # bytes of a file that is worth a map
 _NAMED = "; name the data sets by HDF5Source(path, x=…, y=…)"
@@ -132,7 +132,7 @@ class HDF5Fields:
         try:
             seen = self._state()
             if self._seen and seen != self._seen:
-                raise self._changed()
+                raise changed(self.path)
             with Path(self.path).open("rb") as raw:
                 found = tuple(self._data_set(names, seen[2], raw) for names in self._names)
         except BROKEN as error:
@@ -166,7 +166,7 @@ class HDF5Fields:
             raise SourceError(f"{self.path}: data set {item.name} is refused: {reason}{hint}")
         item = _with_cache(item)
         self._sets.append(item)
-        own = _state(item.file.id.get_vfd_handle()) == self._state()  # a trusted link may lead elsewhere
+        own = state_of(item.file.id.get_vfd_handle()) == self._state()  # a trusted link may lead elsewhere
         return Field(name, item.shape or (), item.dtype, _offset(item) if own else None)
 
     def _begin_map(self, size: int) -> None:
@@ -175,7 +175,7 @@ class HDF5Fields:
             return
         try:
             self._lease = Lease(self.path)
-            if _state(self._lease.fd) != self._seen:
+            if state_of(self._lease.fd) != self._seen:
                 self._end_map()
             elif size >= _MAP_FROM and self._lease.take():
                 self._map = MappedFile(self._lease.fd)
@@ -228,7 +228,7 @@ class HDF5Fields:
         except ValueError as error:  # of h5py, when the file is closed
             raise OSError(f"{self.path}: {error}") from error
         if not same:
-            raise self._changed()
+            raise changed(self.path)
 
     def drop(self, lo: int, hi: int) -> None:
         """See `Store.drop`."""
@@ -260,17 +260,44 @@ class HDF5Fields:
 
     def _state(self) -> tuple[int, ...]:
         lease = self._lease  # open on the same file; asking HDF5 takes ten times as long
-        return _state(self._file.id.get_vfd_handle() if lease is None else lease.fd)
-
-    def _changed(self) -> SourceError:
-        return SourceError(
-            f"{self.path} was changed while it was being fitted; fit a copy, or when nobody writes to it"
-        )
+        return state_of(self._file.id.get_vfd_handle() if lease is None else lease.fd)
 
 
-def _state(fd: int) -> tuple[int, ...]:
-    """What changes when somebody writes to a file or puts another in its place."""
-    now = os.fstat(fd)
+def changed(path: str) -> SourceError:
+    """The error for a file that is not what it was.
+
+    Parameters
+    ----------
+    path : str
+        Its path.
+
+    Returns
+    -------
+    SourceError
+        To be raised.
+    """
+    return SourceError(f"{path} was changed while it was being fitted; fit a copy, or when nobody writes to it")
+
+
+def state_of(file: int | str) -> tuple[int, ...]:
+    """What changes when somebody writes to a file or puts another in its place.
+
+    Parameters
+    ----------
+    file : int or str
+        A descriptor, or a path.
+
+    Returns
+    -------
+    tuple of int
+        Device, inode, size, and time of the last change in ns.
+
+    Raises
+    ------
+    OSError
+        When there is none.
+    """
+    now = os.stat(file)  # noqa: PTH116 - pathlib knows no descriptors
     return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 

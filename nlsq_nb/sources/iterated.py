@@ -141,15 +141,14 @@ class FreshIterators:
             yield from reader.columns(batches, omitted)
 
     def _first(self) -> Any:
-        for attempt in range(_BEGUN):
+        for _ in range(_BEGUN):
             try:
                 batches = _iterator(self._begin)
                 with _ended(batches):
                     return _one(batches)[0]
             except OSError as error:
-                if attempt == _BEGUN - 1:
-                    raise _unreadable(error) from error
-        raise AssertionError
+                fault = error
+        raise _unreadable(fault) from fault
 
 
 class IteratedRows:

@@ -460,7 +460,7 @@ CALLS = {
     "open": (h5py, "File"),
     "read": (hdf5_file, "_read_into"),
     "read by HDF5": (h5py.Dataset, "read_direct"),
-    "fstat": (hdf5_file, "_state"),
+    "fstat": (hdf5_file, "state_of"),
     "temporary": (tempfile, "TemporaryFile"),
     "spool": (spool.Spool, "_put"),
     "load": (mapped.MappedFile, "load"),

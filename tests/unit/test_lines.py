@@ -4,6 +4,7 @@ import pickle
 import socket
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -110,3 +111,52 @@ def test_what_cannot_be_done_is_left_to_a_task(line):
     assert answer(found) is None
     lines._send(found, call(job(1.0)))
     assert isinstance(answer(found), list)
+
+
+def test_threads_never_share_a_line(monkeypatch):
+    """Whoever looks for stale lines must not put back what another thread takes meanwhile."""
+    clock, go, took, both = time.monotonic, threading.Event(), threading.Event(), threading.Barrier(2)
+    taken = {}
+
+    def name():
+        return threading.current_thread().name
+
+    def monotonic():
+        if name() == "taker":  # between its look at the client and its line
+            go.wait(1.0)
+        return clock()
+
+    def is_stale(_):
+        if name() == "looker":
+            go.set()
+            took.wait(1.0)
+        return False
+
+    def answers(mine, *_):
+        taken[name()] = mine
+        took.set()
+        both.wait(10.0)
+        return [[]]
+
+    client, part = Idle(), SimpleNamespace(worker="tcp://here")
+    monkeypatch.setattr(lines, "_CLIENTS", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(lines, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(lines, "_answers", answers)
+    monkeypatch.setattr(lines, "_written", lambda *_: b"")
+    monkeypatch.setattr(lines._Lines, "is_stale", property(is_stale))
+    lines._CLIENTS[client] = lines._Known(free=[lines._Lines(client)], failed=clock() - 1e6)
+    threads = [threading.Thread(target=lines.ask, args=(client, [None], [part]), name=n) for n in ("taker", "looker")]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join(20.0)
+    assert taken["taker"] is not taken["looker"]
+    assert len(lines._CLIENTS[client].free) == 2
+
+
+class Idle:
+    status = "running"
+
+    def submit(self, *_, **__):
+        """The scheduler is told nothing."""
